@@ -1,0 +1,49 @@
+# make run                        install into .venv if needed, then run the embedded model
+# make run ARGS="model=gemma3_4b dry_run=true"
+# make test                       install the test tools if needed, then run the tests (ARGS="-k conf" for some)
+# make lint                       ruff and mypy
+# make clean                      remove .venv, caches and build output; never results
+# Needs Python 3.11 to 3.13 and pip; PYTHON=python3.12 picks the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
+  else "$(PYTHON) is Python %d.%d; truthsteer needs 3.11 to 3.13. Type: make PYTHON=python3.12 ..." % v)
+
+.PHONY: help run test lint clean
+help:
+	@sed -n 's/^# //; 1,6p' Makefile
+
+run: $(VENV)/.installed
+	$(BIN)/python -m truthsteer $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find truthsteer tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps hold the time of the last installation: it is repeated only when a file that decides it has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+# Some distributions ship venv without the pip that belongs into it; then the system's pip puts one there.
+$(BIN)/pip:
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv $(VENV) || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install pip; }

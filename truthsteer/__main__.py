@@ -1,0 +1,3 @@
+from truthsteer.cli import main
+
+main()

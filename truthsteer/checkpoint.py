@@ -1,0 +1,152 @@
+"""Which weights exactly: a folder's fingerprint or a hub commit, and what config.json says. Imports no torch.
+
+What is resolved here is part of every artifact's key, so that other weights under the same name are another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truthsteer.config import EMBEDDED, ModelConfig
+from truthsteer.errors import UserError
+from truthsteer.organism import WEIGHTS
+
+SAMPLE = 1 << 20
+WHOLE_BELOW = 64 * SAMPLE
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that are pinned down."""
+
+    location: str
+    """Folder, or hub id."""
+    commit: str | None
+    """Hub commit; None for a folder."""
+    fingerprint: str
+    """The commit, or a hash of the folder's files."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The text model's part of config.json."""
+        if self.commit is None:
+            path = Path(self.location) / "config.json"
+        else:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(self.location, "config.json", revision=self.commit))
+        whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return whole.get("text_config", whole)
+
+
+def folder_of(model: ModelConfig) -> Path | None:
+    """The local folder, or None for a hub model.
+
+    Raises:
+        UserError: `model.path` is not a folder with a config.json.
+    """
+    if model.path is None:
+        return None
+    folder = WEIGHTS if model.path == EMBEDDED else Path(model.path).expanduser()
+    if not (folder / "config.json").is_file():
+        state = "has no config.json" if folder.is_dir() else "is not a folder"
+        raise UserError(
+            f"model.path={model.path} {state}. Type model.path=FOLDER with config.json, the weights (safetensors) "
+            "and the tokenizer's files."
+        )
+    return folder
+
+
+def resolve(model: ModelConfig) -> Checkpoint:
+    """Pin the checkpoint down: hash a folder, or ask the hub (its cache, if there is no network) for the commit.
+
+    Raises:
+        UserError: no such folder; or the hub cannot be reached and nothing is cached.
+    """
+    folder = folder_of(model)
+    if folder is not None:
+        return Checkpoint(str(folder), None, fingerprint(folder))
+    assert model.id is not None
+    commit = hub_commit(model.id, model.revision, key="model.id")
+    return Checkpoint(model.id, commit, commit)
+
+
+def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "model") -> str:
+    """The commit that `revision` of a hub repository stands for: from the hub, or from the local cache.
+
+    A whole commit hash stands for itself and asks nobody.
+
+    Raises:
+        UserError: neither knows it.
+    """
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            info = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
+            assert info.sha is not None
+            return info.sha
+    except HFValidationError as error:
+        raise UserError(f"{key}={repo} is not a hub id. Type {key}=OWNER/NAME.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise UserError(
+                f"The hub refuses {repo} (HTTP {status}): it is gated or private. Accept its licence on its page and "
+                "run `hf auth login`."
+            ) from error
+        if status == 404:
+            raise UserError(f"The hub has no {repo} at revision {revision or 'main'}. Check {key}.") from error
+    except (OSError, HTTPError):
+        pass  # no network: the cache may still know
+    try:
+        cached = next(
+            item for item in scan_cache_dir().repos if item.repo_id == repo and item.repo_type == repo_type
+        )
+        wanted = revision or "main"
+        for entry in cached.revisions:
+            if wanted in entry.refs or entry.commit_hash.startswith(wanted):
+                return entry.commit_hash
+    except (StopIteration, CacheNotFound):
+        pass
+    what = "data.path=FILE.csv with data=truthfulqa_csv" if repo_type == "dataset" else "model=local model.path=FOLDER"
+    raise UserError(
+        f"{repo} ({key}) is not in the local hub cache and the hub cannot be reached. Run once with "
+        f"stages=[prefetch] where there is a network, or type {what}."
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint folder: names, sizes and contents; of large files, the ends and 30 samples between them."""
+    total = hashlib.sha256()
+    for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
+        size = path.stat().st_size
+        total.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_BELOW:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                for part in range(32):
+                    file.seek((size - SAMPLE) * part // 31)
+                    total.update(file.read(SAMPLE))
+    return total.hexdigest()[:40]
+
+
+def prefetch(model: ModelConfig) -> Checkpoint:
+    """Download a hub checkpoint (config, tokenizer, safetensors) into the local cache; a folder needs nothing."""
+    checkpoint = resolve(model)
+    if checkpoint.commit is not None:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
+        snapshot_download(checkpoint.location, revision=checkpoint.commit, allow_patterns=patterns)
+    return checkpoint

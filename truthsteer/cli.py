@@ -1,0 +1,211 @@
+"""The command line. Hydra ends here: the rest of the program sees a checked `Config`.
+
+    truthsteer KEY=VALUE ...          one run
+    truthsteer -m KEY=A,B ...         a sweep
+
+No torch here, so that `--cfg job`, a misspelt key and tab completion answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from truthsteer.config import Config, Stage
+from truthsteer.errors import UserError, did_you_mean
+
+log = logging.getLogger("truthsteer")
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def conf_dir() -> Path:
+    """The configuration folder: inside an installed wheel, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def main() -> None:
+    """Entry point of `truthsteer` and `python -m truthsteer`."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function, which prints those meant for users
+    refused: list[UserError] = []
+
+    def task(cfg: DictConfig) -> None:
+        try:
+            _task(cfg)
+        except UserError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # the launcher records which job failed
+            refused.append(error)
+
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+        if refused:
+            _fail(str(refused[0]))
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"truthsteer: {message}\n")
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _task(cfg: DictConfig) -> None:
+    config = to_config(cfg)
+    if config.verbose:
+        log.setLevel(logging.DEBUG)
+    _set_hub_cache(config.paths.hf_cache)
+    hydra_config = HydraConfig.get()
+    try:
+        execute(config, list(hydra_config.overrides.task))
+    finally:
+        _remove_if_empty(Path(hydra_config.runtime.output_dir))
+
+
+def execute(config: Config, overrides: list[str]) -> None:
+    """Run, judge again, or print the plan, and show the result."""
+    from truthsteer.pipeline import run
+    from truthsteer.runs import folder_for
+
+    if config.run is not None:
+        config = rejudged(config)
+    if config.dry_run:
+        from truthsteer.plan import show_plan
+
+        show_plan(config)
+        return
+    folder = folder_for(config)
+    log.info("run %s", folder)
+    summary = run(config, overrides)
+    if summary is not None:
+        from rich.console import Console
+
+        from truthsteer.stages.report import table
+
+        out = Console()
+        out.print(table(summary))
+        out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """Hydra's config as the typed one.
+
+    Raises:
+        UserError: a key that does not exist (Hydra lets `+key=value` add any), or a value out of range.
+    """
+    _refuse_unknown(cfg, Config, "")
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def _refuse_unknown(node: DictConfig, schema: type[Any], prefix: str) -> None:
+    hints = get_type_hints(schema)
+    for key in node:
+        if key not in hints:
+            raise UserError(_unknown(f"{prefix}{key}"))
+        if is_dataclass(hints[key]) and not OmegaConf.is_missing(node, str(key)):
+            _refuse_unknown(node[key], hints[key], f"{prefix}{key}.")
+
+
+def rejudged(config: Config) -> Config:
+    """The config of the finished run that `run=` names, with this config's judges and stages.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    from truthsteer.runs import find_run
+
+    folder, record = find_run(config)
+    old = OmegaConf.merge(OmegaConf.structured(Config), record["config"])
+    old.judge = config.judge
+    old.stages = [Stage.judge, Stage.report]
+    old.run_id = config.run_id
+    old.run = None
+    old.dry_run = config.dry_run
+    old.verbose = config.verbose
+    old.device = config.device
+    old.paths.root = str(folder.parent)
+    old.paths.hf_cache = config.paths.hf_cache
+    commit = record.get("checkpoint", {}).get("commit")
+    if commit is not None:
+        old.model.revision = commit
+    return to_config(old)
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages as one sentence that names the key and says what to type."""
+    chain = []
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        chain.append(str(cause))
+        cause = cause.__cause__
+    text = " ".join(" ".join(chain).split())
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown(found.group(1).partition("@")[0])
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found.groups()
+        options = re.findall(r"^\s*([\w./-]+)$", chain[0].split("Available options in", 1)[-1], re.MULTILINE)
+        listed = f"Its options are: {', '.join(options)}." if options else ""
+        return f"{group}={option} is not an option. {did_you_mean(option, options)}{listed}"
+    if found := re.search(r"Error merging override (\S+)", text):
+        reason = chain[-1].splitlines()[0].rstrip(".") if len(chain) > 1 else "the value has the wrong type"
+        return f"{found.group(1)} cannot be used: {reason}."
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found.group(1)} has no value. Type {found.group(1)}=VALUE."
+    if found := re.search(r"Error parsing override '([^']*)'", text):
+        return f"'{found.group(1)}' is not an override. Type KEY=VALUE; quote values with spaces, commas or brackets."
+    return text
+
+
+def _unknown(key: str) -> str:
+    return f"'{key}' is not a key. {did_you_mean(key, all_keys())}`truthsteer --cfg job` lists them all."
+
+
+def all_keys(schema: type[Any] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the typed config."""
+    found = []
+    for name, hint in get_type_hints(schema).items():
+        found.append(f"{prefix}{name}")
+        if is_dataclass(hint):
+            found += all_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def _set_hub_cache(folder: str | None) -> None:
+    """HF_HOME must be set before any hub library is imported."""
+    if folder is not None:
+        os.environ["HF_HOME"] = str(Path(folder).expanduser().resolve())
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes a scratch folder for every start; leave none behind."""
+    for path in (folder, folder.parent):
+        try:
+            path.rmdir()
+        except OSError:
+            return

@@ -1,0 +1,195 @@
+"""Answers generated for many conditions in one batch, a coefficient per row.
+
+Rows are padded on the left with explicit positions; a row that is finished leaves the batch. Stop strings are looked for
+in the text, never in token suffixes, and are removed. Greedy by default; sampling draws from one generator per row, so
+that a row's text does not depend on which batch it stood in beyond the arithmetic's rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from truthsteer.config import GenerationConfig
+from truthsteer.errors import UserError
+from truthsteer.hooks import Injection, RowSteering
+from truthsteer.model import LanguageModel, select_rows
+from truthsteer.operators import Add, Operator
+from truthsteer.prompts import PLAIN, Prompts
+
+COMPACT_AT = 0.75
+"""Finished rows are taken out of the batch once fewer than this share is still running."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate."""
+
+    context: tuple[int, ...]
+    condition: int
+    seed: int = 0
+    name: str = ""
+    """For messages."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generated answer: see `records.Completion`."""
+
+    text: str
+    tokens: int
+    stop_reason: str
+
+
+def batches(requests: Sequence[Request], batch_tokens: int, max_new_tokens: int) -> list[list[int]]:
+    """Indices of requests, longest contexts first, so that prompt plus answer slots stay within `batch_tokens`."""
+    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].context), index))
+    groups: list[list[int]] = []
+    for index in order:
+        slots = len(requests[groups[-1][0]].context) + max_new_tokens if groups else 0
+        if not groups or (len(groups[-1]) + 1) * slots > batch_tokens:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def decode(
+    lm: LanguageModel,
+    requests: Sequence[Request],
+    conditions: Sequence[Injection | None],
+    *,
+    config: GenerationConfig,
+    stop: Sequence[str],
+    operator: Operator | None = None,
+    batch_tokens: int = 8192,
+    skip: Callable[[int], bool] = lambda unit: False,
+) -> Iterator[tuple[int, list[tuple[int, Generated]]]]:
+    """Generate every request, a batch at a time.
+
+    Yields:
+        (batch number, [(request index, answer)]), leaving out skipped batches.
+
+    Raises:
+        UserError: logits are not finite.
+    """
+    groups = batches(requests, batch_tokens, config.max_new_tokens)
+    with RowSteering(lm, conditions, operator or Add()) as steering:
+        for number, group in enumerate(groups):
+            if not skip(number):
+                done = _decode_batch(lm, [requests[index] for index in group], steering, config, tuple(stop))
+                yield number, list(zip(group, done, strict=True))
+
+
+@torch.no_grad()
+def _decode_batch(
+    lm: LanguageModel, requests: list[Request], steering: RowSteering, config: GenerationConfig, stop: tuple[str, ...]
+) -> list[Generated]:
+    ids, mask = lm.pad([request.context for request in requests], left=True)
+    padded = bool((mask == 0).any())
+    conditions = torch.tensor([request.condition for request in requests])
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    tokens: list[list[int]] = [[] for _ in requests]
+    finished: dict[int, Generated] = {}
+    running = list(range(len(requests)))  # the batch's rows, by request
+    cache = lm.new_cache()
+    steering.assign(conditions)
+    step_ids = ids
+    for step in range(config.max_new_tokens):
+        hidden = lm.forward(step_ids, cache=cache, mask=mask if padded else None, start=ids.shape[1] + step - 1 if step else 0)
+        assert hidden is not None
+        logits = lm.logits(hidden[:, -1])
+        if not bool(torch.isfinite(logits).all()):
+            bad = int((~torch.isfinite(logits)).any(-1).nonzero()[0, 0])
+            raise UserError(
+                f"The logits of {requests[running[bad]].name or 'a row'} are not finite at token {step + 1}. The model's "
+                "numbers overflow: type dtype=bf16 or dtype=fp32, or smaller steering.coefficients."
+            )
+        chosen = _choose(logits, config, [generators[row] for row in running])
+        for row, token in zip(running, chosen.tolist(), strict=True):
+            if row not in finished:
+                tokens[row].append(token)
+        live = [row for row in running if row not in finished]
+        for row, answer in _ended(lm, live, tokens, stop).items():
+            finished[row] = answer
+        live = [row for row in live if row not in finished]
+        if not live:
+            break
+        step_ids = chosen[:, None].to(lm.device)
+        if len(live) < COMPACT_AT * len(running):
+            index = torch.tensor([place for place, row in enumerate(running) if row not in finished])
+            cache = select_rows(cache, index)
+            where = index.to(lm.device)
+            step_ids, mask = step_ids[where], mask[where]
+            running = live
+            steering.assign(conditions[torch.tensor(running)])
+        mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
+    for row in range(len(requests)):
+        if row not in finished:
+            finished[row] = Generated(_text(lm, tokens[row]).strip(), len(tokens[row]), "length")
+    return [finished[row] for row in range(len(requests))]
+
+
+def _ended(
+    lm: LanguageModel, rows: list[int], tokens: list[list[int]], stop: tuple[str, ...]
+) -> dict[int, Generated]:
+    """The rows that have just ended, with their answers: at an end-of-sequence token, or where a stop string begins."""
+    ended = {}
+    for row in rows:
+        if tokens[row][-1] in lm.eos_ids:
+            text = _cut(_text(lm, tokens[row][:-1]), stop)
+            ended[row] = Generated(text.strip(), len(tokens[row]), "eos")
+    open_rows = [row for row in rows if row not in ended]
+    if stop and open_rows:
+        texts = lm.tokenizer.batch_decode([tokens[row] for row in open_rows], skip_special_tokens=True)
+        for row, text in zip(open_rows, texts, strict=True):
+            if any(mark in text for mark in stop):
+                ended[row] = Generated(_cut(text, stop).strip(), len(tokens[row]), "stop")
+    return ended
+
+
+def _cut(text: str, stop: tuple[str, ...]) -> str:
+    return text[: min((text.find(mark) for mark in stop if mark in text), default=len(text))]
+
+
+def _text(lm: LanguageModel, tokens: list[int]) -> str:
+    return str(lm.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _choose(logits: Tensor, config: GenerationConfig, generators: list[torch.Generator]) -> Tensor:
+    """[rows] next tokens: the most likely, or a draw from the nucleus of each row's distribution."""
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = (logits.double().cpu() / config.temperature).softmax(-1).sort(dim=-1, descending=True)
+    cumulative = probabilities.cumsum(-1)
+    outside = cumulative - probabilities >= config.top_p
+    cumulative = probabilities.masked_fill(outside, 0.0).cumsum(-1)
+    draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+    places = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None]).clamp(max=logits.shape[-1] - 1)
+    return order.gather(-1, places)[:, 0]
+
+
+def generate(
+    lm: LanguageModel,
+    questions: Sequence[str],
+    *,
+    prompts: Prompts | None = None,
+    max_new_tokens: int = 50,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+) -> list[str]:
+    """Answer questions, in a batch, under whatever steering is active. Returns the answers' texts in order."""
+    prompts = prompts or Prompts(PLAIN, lm.tokenizer, lm.chat)
+    requests = [
+        Request(context, 0, seed + index, question)
+        for index, (question, context) in enumerate(zip(questions, prompts.contexts(questions), strict=True))
+    ]
+    config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    texts = [""] * len(requests)
+    for _, done in decode(lm, requests, [None], config=config, stop=prompts.stop, batch_tokens=batch_tokens):
+        for index, answer in done:
+            texts[index] = answer.text
+    return texts

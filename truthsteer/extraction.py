@@ -1,0 +1,114 @@
+"""Reading residual-stream activations of true and false answers: every layer and three readouts in one pass.
+
+A pair is a true and a false answer to the same question, which the two share: the question is computed once. Sums run in
+float32 over real tokens only. Nothing above the deepest layer asked for is computed, and no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truthsteer.activations import Activations, drop_bad
+from truthsteer.branching import Brancher
+from truthsteer.errors import UserError
+from truthsteer.hooks import RowSteering, capture
+from truthsteer.model import LanguageModel
+from truthsteer.operators import Add
+from truthsteer.pairs import make_pairs
+from truthsteer.prompts import PLAIN, Prompts, check_length
+from truthsteer.records import Question
+
+
+def extract(
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    *,
+    prompts: Prompts | None = None,
+    depth: int | None = None,
+    pairs_per_question: int = 2,
+    max_length: int = 512,
+    max_dropped: float = 0.01,
+    batch_tokens: int = 8192,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Activations:
+    """Read the activations of (true, false) answer pairs.
+
+    Args:
+        lm: the model.
+        questions: whose answers are paired.
+        prompts: the preset; `Q: ... A:` by default.
+        depth: read layers 0 to depth - 1 and compute none above; all by default.
+        pairs_per_question: at most this many pairs of one question.
+        max_length: longest context plus answer, in tokens.
+        max_dropped: largest share of pairs that may be lost.
+        batch_tokens: key-value slots filled at once.
+        advance: called with the number of questions just done.
+
+    Raises:
+        UserError: no pairs, a text too long, or too many pairs lost.
+    """
+    prompts = prompts or Prompts(PLAIN, lm.tokenizer, lm.chat)
+    depth = lm.num_layers if depth is None else depth
+    lm.check_layer(depth - 1)
+    pairs = make_pairs(questions, pairs_per_question)
+    if not pairs:
+        raise UserError(
+            f"No (true, false) pairs can be made from these {len(questions)} questions: each needs a true answer that "
+            "is not an abstention and a false one. Use another file, or a larger data.split.steer."
+        )
+    by_question: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        by_question.setdefault(pair.question, []).append(index)
+    asked = [question for question in questions if question.id in by_question]
+    answers = [
+        [text for index in by_question[q.id] for text in (pairs[index].true, pairs[index].false)] for q in asked
+    ]
+    branches = prompts.branches([question.text for question in asked], answers)
+    check_length(branches, [question.text for question in asked], max_length, "steering.max_length")
+
+    layers = list(range(depth))
+    shape = (len(pairs), 2, depth, lm.hidden_size)
+    answer_mean, answer_last = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    prompt_last = np.zeros((len(pairs), depth, lm.hidden_size), np.float32)
+    norms, tokens = np.zeros(shape[:3], np.float32), np.zeros(shape[:2], np.int64)
+    with (
+        RowSteering(lm, [None], Add()) as none,
+        capture(lm, layers, stop=depth < lm.num_layers) as taken,
+    ):
+        brancher = Brancher(lm, branches, none, 1, batch_tokens)
+        for unit in brancher.units:
+            for step in brancher.walk(unit, whole=True):
+                lengths = torch.tensor(step.lengths)
+                for layer in layers:
+                    hidden = taken[layer]
+                    last = hidden[torch.arange(len(lengths)), (lengths - 1).to(hidden.device)].float().cpu().numpy()
+                    if step.rows[0].continuation < 0:
+                        for row, value in zip(step.rows, last, strict=True):
+                            for index in by_question[asked[row.branch].id]:
+                                prompt_last[index, layer] = value
+                    else:
+                        mean, norm = _over_tokens(hidden, lengths)
+                        for place, row in enumerate(step.rows):
+                            index = by_question[asked[row.branch].id][row.continuation // 2]
+                            member = row.continuation % 2
+                            answer_mean[index, member, layer] = mean[place]
+                            answer_last[index, member, layer] = last[place]
+                            norms[index, member, layer] = norm[place]
+                            tokens[index, member] = step.lengths[place]
+            advance(len(unit.branches))
+    whole = Activations(tuple(pairs), answer_mean, answer_last, prompt_last, norms, tokens)
+    return drop_bad(whole, max_dropped)
+
+
+def _over_tokens(hidden: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean vector and mean L2 norm over each row's real tokens, in float32; pads are replaced, never multiplied."""
+    real = torch.arange(hidden.shape[1])[None] < lengths[:, None]  # [rows, tokens]
+    real, counts = real.to(hidden.device), lengths.to(hidden.device)[:, None]
+    values = hidden.float().masked_fill(~real[..., None], 0.0)
+    mean = values.sum(1) / counts
+    norm = values.norm(dim=-1).sum(1) / counts[:, 0]
+    return mean.cpu().numpy(), norm.cpu().numpy()

@@ -1,0 +1,201 @@
+"""Reading and changing the residual stream with forward hooks, always removed again.
+
+`steered` changes what a whole block of code computes; `RowSteering` gives each row of a batch its own condition;
+`capture` reads layer outputs. A layer's index is that of the decoder layer whose output is read or changed
+(`hidden_states[index + 1]` of transformers). Decoder layers may return a tensor or a tuple: both are handled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from truthsteer.bank import SteeringVector
+from truthsteer.errors import UserError
+from truthsteer.operators import Add, Operator
+
+if TYPE_CHECKING:
+    from truthsteer.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What one condition does to the residual stream."""
+
+    layer: int
+    vector: Tensor
+    """[hidden], float32, in coefficient units."""
+    coefficient: float
+
+
+class StopForwardError(Exception):
+    """Ends a forward pass at the deepest layer that is read."""
+
+
+class RowSteering:
+    """Hooks that apply to each row of a batch the condition it belongs to.
+
+    Make it once per set of conditions, enter it, and say with `assign` which condition each row of the next forward
+    passes belongs to. Rows of the baseline (None) and of other layers are left bitwise unchanged.
+    """
+
+    def __init__(self, lm: LanguageModel, conditions: Sequence[Injection | None], operator: Operator) -> None:
+        self._lm = lm
+        self._operator = operator
+        self._vectors: dict[int, Tensor] = {}  # layer -> [conditions, hidden]
+        self._coefficients: dict[int, Tensor] = {}  # layer -> [conditions]
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self.calls = 0
+        """How often a hook changed a layer's output."""
+        for layer in sorted({condition.layer for condition in conditions if condition}):
+            vectors = torch.zeros(len(conditions), lm.hidden_size)
+            coefficients = torch.zeros(len(conditions))
+            for index, condition in enumerate(conditions):
+                if condition is not None and condition.layer == layer:
+                    lm.check_vector(condition.vector, layer)
+                    vectors[index] = condition.vector
+                    coefficients[index] = condition.coefficient
+            device = lm.layer_device(layer)
+            self._vectors[layer] = vectors.to(device)
+            self._coefficients[layer] = coefficients.to(device)
+
+    def assign(self, rows: Tensor) -> None:
+        """The condition index of each row of the batches to come. [rows], int64."""
+        self._rows = {}
+        for layer, vectors in self._vectors.items():
+            index = rows.to(vectors.device)
+            coefficients = self._coefficients[layer][index]
+            if bool((coefficients != 0).any()):
+                self._rows[layer] = (vectors[index][:, None, :], coefficients[:, None, None])
+
+    def __enter__(self) -> RowSteering:
+        with ExitStack() as stack:
+            for layer in self._vectors:
+                stack.enter_context(_hook(self._lm.layers[layer], self._change(layer), prepend=True))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _change(self, layer: int) -> Any:
+        def change(hidden: Tensor) -> Tensor | None:
+            if layer not in self._rows:
+                return None
+            self.calls += 1
+            vectors, coefficients = self._rows[layer]
+            return self._operator.apply(hidden, vectors, coefficients)
+
+        return change
+
+
+@contextmanager
+def steered(
+    lm: LanguageModel,
+    vector: Tensor | SteeringVector,
+    coefficient: float = 1.0,
+    layer: int | None = None,
+    operator: Operator | None = None,
+) -> Iterator[None]:
+    """Everything the model computes inside the block is steered.
+
+    Args:
+        lm: the model.
+        vector: a `SteeringVector` (it knows its layer), or a tensor [hidden] together with `layer`.
+        coefficient: how much of it; 0 changes nothing.
+        layer: decoder layer whose output is changed.
+        operator: how; addition by default.
+
+    Raises:
+        UserError: the layer does not exist, or the vector has another width or is not finite.
+    """
+    if isinstance(vector, Tensor):
+        if layer is None:
+            raise UserError("steered() got a bare tensor. Say where it goes: steered(lm, vector, layer=...).")
+        where, values = layer, vector.float()
+    else:
+        where = vector.layer if layer is None else layer
+        values = torch.from_numpy(vector.values).float()
+    applied = operator or Add()
+    lm.check_vector(values, where)
+    row = values.to(lm.layer_device(where))[None, None, :]  # [1, 1, hidden]
+    strength = torch.full((1, 1, 1), float(coefficient), device=row.device)
+    with _hook(lm.layers[where], lambda hidden: applied.apply(hidden, row, strength), prepend=True):
+        yield
+
+
+@contextmanager
+def capture(lm: LanguageModel, layers: Sequence[int], stop: bool = False) -> Iterator[dict[int, Tensor]]:
+    """A dict that holds, after each forward pass, the output of every layer asked for: layer -> [batch, tokens, hidden].
+
+    Values are those after steering. With `stop`, the pass ends after the deepest of them by `StopForwardError`,
+    which `LanguageModel.forward` turns into no result.
+    """
+    taken: dict[int, Tensor] = {}
+    deepest = max(layers)
+
+    def reader(layer: int) -> Any:
+        def read(hidden: Tensor) -> None:
+            taken[layer] = hidden
+            if stop and layer == deepest:
+                raise StopForwardError
+
+        return read
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_hook(lm.layers[layer], reader(layer), prepend=False))
+        yield taken
+
+
+@contextmanager
+def _hook(module: nn.Module, change: Any, prepend: bool) -> Iterator[None]:
+    def run(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = change(hidden)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = module.register_forward_hook(run, prepend=prepend)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def keep_residual_fp32(lm_model: nn.Module) -> None:
+    """16-bit weights and matrix products on a float32 residual stream, for good, by hooks alone.
+
+    The embedding's output and each sublayer's output become float32, so that norms and residual adds run in float32;
+    every linear layer casts its input back to its weights' dtype. Gemma 3's residual stream passes 65504, float16's
+    largest number, while its matrix products stay far below it (huggingface/transformers#37226).
+    """
+    decoder = lm_model.get_decoder()  # type: ignore[operator]
+    weights = decoder.layers[0].mlp.down_proj.weight.dtype
+    largest = torch.finfo(weights).max
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cast(item, dtype) for item in value)
+        return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+    def lower(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0].clamp(-largest, largest).to(module.weight.dtype), *inputs[1:])
+
+    def raise_(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return cast(output, torch.float32)
+
+    decoder.embed_tokens.register_forward_hook(raise_)
+    decoder.rotary_emb.register_forward_hook(lambda _m, _i, output: cast(output, weights))
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lower)
+            if name.rsplit(".", 1)[-1] in ("o_proj", "down_proj"):
+                module.register_forward_hook(raise_)
+    lm_model.get_output_embeddings().register_forward_pre_hook(lower)  # type: ignore[operator]

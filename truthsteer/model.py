@@ -1,0 +1,243 @@
+"""A language model, frozen, with what steering needs of it: its decoder layers, a forward pass, logits, a tokenizer.
+
+Works on every Hugging Face causal LM whose `get_decoder()` has `.layers` (Gemma 2 and 3, text or multimodal, Qwen,
+Llama ...). It knows nothing of questions, conditions or the store.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelConfig, Residual, Weights
+from truthsteer.checkpoint import Checkpoint, resolve
+from truthsteer.errors import UserError
+from truthsteer.hooks import StopForwardError, keep_residual_fp32
+
+DTYPES = {Weights.fp32: torch.float32, Weights.bf16: torch.bfloat16, Weights.fp16: torch.float16}
+
+
+class LanguageModel:
+    """A causal language model in evaluation mode, without gradients.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: its tokenizer.
+        decoder: the text decoder (`get_decoder()`).
+        layers: its decoder layers.
+        chat: whether questions are asked through the chat template.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.decoder = model.get_decoder()
+        self.layers: nn.ModuleList = self.decoder.layers
+        self.text_config = model.config.get_text_config()
+        self.num_layers = len(self.layers)
+        self.hidden_size: int = self.text_config.hidden_size
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self._softcap = getattr(self.text_config, "final_logit_softcapping", None)
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "fp32",
+        residual: str = "same",
+        attention: str = "sdpa",
+        device: str = "auto",
+        revision: str | None = None,
+        chat: bool = False,
+        trust_remote_code: bool = False,
+    ) -> LanguageModel:
+        """Load a model by name, for use in a notebook.
+
+        Args:
+            name: `"organism"` (the embedded model), a folder, or a hub id.
+            dtype: `fp32`, `bf16` or `fp16`, of weights and matrix products.
+            residual: `same`, or `fp32` for a float32 residual stream under 16-bit weights.
+            attention: attention implementation of transformers.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+            revision: branch, tag or commit on the hub.
+            chat: ask through the chat template.
+            trust_remote_code: run code that comes with the checkpoint.
+
+        Raises:
+            UserError: nothing there, or weights that are missing or not finite.
+        """
+        path = EMBEDDED if name == "organism" else name if Path(name).expanduser().is_dir() else None
+        config = ModelConfig(
+            name=name, id=None if path else name, path=path, revision=revision, chat_template=chat,
+            trust_remote_code=trust_remote_code,
+        )
+        policy = DtypeConfig(dtype, Weights(dtype), Residual(residual), Attention(attention))
+        return cls.from_config(config, policy, Device(device))
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, policy: DtypeConfig, device: Device = Device.auto, checkpoint: Checkpoint | None = None
+    ) -> LanguageModel:
+        """Load the checkpoint of `config` under a numeric policy; see `load` for errors."""
+        checkpoint = checkpoint or resolve(config)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        where = {"revision": checkpoint.commit, "trust_remote_code": config.trust_remote_code}
+        target = pick_device(device)
+        many = target.type == "cuda" and torch.cuda.device_count() > 1
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint.location,
+                dtype=DTYPES[policy.weights],
+                attn_implementation=policy.attention.value,
+                device_map="auto" if many else None,
+                output_loading_info=True,
+                use_safetensors=True,
+                **where,
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{checkpoint.location} cannot be loaded: {first} Check model.id or model.path; weights must be "
+                "safetensors, with the tokenizer beside them."
+            ) from error
+        if report["missing_keys"]:
+            names = sorted(report["missing_keys"])
+            raise UserError(
+                f"{checkpoint.location} lacks {len(names)} weights of {type(model).__name__}, {names[0]} for one; they "
+                "would be random. Check that model.path holds the whole checkpoint of this architecture."
+            )
+        for name, parameter in model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise UserError(
+                    f"Weight {name} is not finite as {policy.weights.value}. The checkpoint is damaged, or the cast "
+                    "overflowed: type dtype=bf16 or dtype=fp32."
+                )
+        if not many:
+            model.to(target)
+        if policy.residual is Residual.fp32:
+            keep_residual_fp32(model)
+        return cls(model, tokenizer, config.chat_template)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.decoder.embed_tokens.weight.device
+
+    def layer_device(self, layer: int) -> torch.device:
+        self.check_layer(layer)
+        return next(self.layers[layer].parameters()).device
+
+    def check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.num_layers:
+            raise UserError(f"layer={layer} is not a layer of this model. Type 0 to {self.num_layers - 1}.")
+
+    def check_vector(self, vector: Tensor, layer: int) -> None:
+        """Raise unless `vector` is finite and as wide as the residual stream, and the layer exists."""
+        self.check_layer(layer)
+        if tuple(vector.shape) != (self.hidden_size,):
+            raise UserError(
+                f"A vector of shape {list(vector.shape)} does not fit a residual stream of {self.hidden_size}. It was "
+                "estimated on another model."
+            )
+        if not bool(torch.isfinite(vector).all()):
+            raise UserError("The vector holds numbers that are not finite. Estimate it again, with dtype=bf16 or fp32.")
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.text_config)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Tensor,
+        cache: DynamicCache | None = None,
+        mask: Tensor | None = None,
+        start: int = 0,
+    ) -> Tensor | None:
+        """The final hidden states, [batch, tokens, hidden]; None if a `capture(..., stop=True)` ended the pass.
+
+        Args:
+            ids: [batch, tokens]. Right padding needs no mask: a causal model cannot see it.
+            cache: keys and values of earlier tokens; this pass appends its own.
+            mask: [batch, earlier + tokens], 1 for real tokens; only needed for left padding.
+            start: number of earlier tokens (ignored where a mask counts them).
+        """
+        if mask is None:
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
+        else:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        try:
+            output = self.decoder(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        except StopForwardError:
+            return None
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits in float32, soft-capped as the model's own head does. [..., hidden] -> [..., vocabulary]."""
+        logits = self.model.get_output_embeddings()(hidden).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def pad(self, sequences: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
+        """Ids and mask, both [batch, longest], padded on the right or on the left."""
+        longest = max(len(sequence) for sequence in sequences)
+        ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            span = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
+            ids[row, span] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, span] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+
+def select_rows(cache: DynamicCache, index: Tensor) -> DynamicCache:
+    """A cache with the rows that `index` names, in that order; the given cache stays as it is."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        if layer.is_initialized:  # layers above the last one that ran hold nothing
+            layer.batch_select_indices(index.to(layer.keys.device))
+    return chosen
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device that a config asks for.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if device is Device.auto:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device.value]:
+        raise UserError(f"device={device.value} is not available here. Type device=cpu or device=auto.")
+    return torch.device(device.value)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    config = getattr(model, "generation_config", None)
+    found = config.eos_token_id if config is not None else None
+    ids = set(found) if isinstance(found, (list, tuple)) else set() if found is None else {found}
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(int(value) for value in ids)

@@ -1,0 +1,116 @@
+"""What a run would do, worked out without weights: `dry_run=true`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from truthsteer.checkpoint import folder_of
+from truthsteer.config import Config, DataSource, Residual, Stage, Weights
+from truthsteer.records import Splits
+from truthsteer.runs import folder_for
+from truthsteer.workspace import Workspace
+
+GIB = 1 << 30
+BYTES = {Weights.fp32: 4, Weights.bf16: 2, Weights.fp16: 2}
+
+
+def show_plan(config: Config) -> None:
+    """Build every component, check what needs no weights, and print the plan.
+
+    Raises:
+        UserError: whatever the run itself would refuse before loading weights.
+    """
+    out = Console()
+    folder = folder_for(config)
+    ws = Workspace(config, folder)
+    if config.model.path is not None:
+        folder_of(config.model)
+    local = config.data.source is DataSource.csv
+    splits = ws.splits if local else None
+    out.print(f"run        {folder}", soft_wrap=True)
+    out.print(f"model      {_model(config)}", soft_wrap=True, highlight=False)
+    out.print(f"dtype      {_dtype(config)}", highlight=False)
+    out.print(f"data       {_data(config, splits)}", soft_wrap=True, highlight=False)
+    out.print(f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False)
+    out.print(f"judges     {', '.join(ws.judges)}", highlight=False)
+    out.print(f"stages     {' -> '.join(stage.value for stage in Stage if stage in config.stages)}", highlight=False)
+    for line in memory(config):
+        out.print(line, highlight=False)
+    out.print(_conditions(config, ws, splits))
+
+
+def _model(config: Config) -> str:
+    model = config.model
+    where = f"folder {model.path}" if model.path else f"hub {model.id}@{model.revision or 'newest'}"
+    asked = "chat template" if model.chat_template else "plain text"
+    return f"{model.name} ({where}, {asked})"
+
+
+def _dtype(config: Config) -> str:
+    stream = "float32 residual stream" if config.dtype.residual is Residual.fp32 else "same residual stream"
+    return f"{config.dtype.name} ({config.dtype.weights.value} weights, {stream}, {config.dtype.attention.value} attention)"
+
+
+def _data(config: Config, splits: tuple[Splits, ...] | None) -> str:
+    data = config.data
+    folds = f", {data.folds} folds, every question tested once" if data.folds > 1 else ""
+    if splits is None:
+        return f"{data.name} (hub {data.id}@{data.revision or 'newest'}; counted when it is loaded{folds})"
+    sizes = ", ".join(
+        f"{role} {'/'.join(str(len(getattr(split, role))) for split in splits)}" for role in ("steer", "train", "tune", "test")
+    )
+    return f"{data.name} ({data.path}): {sizes}{folds}"
+
+
+def _conditions(config: Config, ws: Workspace, splits: tuple[Splits, ...] | None) -> Table:
+    tested = "?" if splits is None else str(sum(len(split.test) for split in splits))
+    table = Table(title=f"conditions, each on {tested} test questions", title_justify="left")
+    for name in ("condition", "layer", "coefficient"):
+        table.add_column(name)
+    for row in condition_names(config, ws):
+        table.add_row(*row)
+    return table
+
+
+def condition_names(config: Config, ws: Workspace) -> Iterator[tuple[str, str, str]]:
+    """(name, layer, coefficient) of every condition that the run will have."""
+    tried = ws.layers if config.model.path or config.model.shape.num_layers else config.steering.layers or []
+    layer = str(tried[0]) if len(tried) == 1 else f"one of {tried}, by tune" if tried else "the middle one"
+    values = [value for value in config.steering.coefficients if value > 0]
+    chosen = f"{values[0]:g}" if len(values) == 1 else "chosen by tune"
+    controls = config.steering.controls
+    yield "baseline", "", ""
+    for name in ws.methods:
+        yield f"{name} chosen", layer, chosen
+        if controls.sign_flip:
+            yield f"{name} sign_flip", layer, f"minus {chosen}"
+        for index in range(1, controls.random + 1):
+            yield f"{name} random_{index}", layer, chosen
+        for index in range(1, controls.shuffled + 1):
+            yield f"{name} shuffled_{index}", layer, chosen
+        for value in config.steering.coefficients:
+            yield f"{name} {value:+g}", layer, f"{value:+g}"
+
+
+def memory(config: Config) -> Iterator[str]:
+    """Lines that estimate memory: weights, keys and values of one batch, activations kept."""
+    shape = config.model.shape
+    if shape.parameters is None or shape.num_layers is None or shape.hidden_size is None:
+        yield "memory     unknown before the checkpoint is read (model.shape is empty)"
+        return
+    size = BYTES[config.dtype.weights]
+    weights = shape.parameters * size
+    cache = 0
+    if shape.num_kv_heads is not None and shape.head_dim is not None:
+        cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size * config.batch_tokens
+    stream = config.batch_tokens * shape.hidden_size * (4 if config.dtype.residual is Residual.fp32 else size) * 8
+    total = weights + 2 * cache + stream
+    yield (
+        f"memory     about {total / GIB:.1f} GiB: weights {weights / GIB:.1f}, keys and values up to {2 * cache / GIB:.1f} "
+        f"(batch_tokens={config.batch_tokens}), working tensors {stream / GIB:.1f}"
+    )
+    asked = config.model.resources
+    yield f"resources  {asked.gpus} GPUs, {asked.cpus} CPUs, {asked.mem_gb} GB, {asked.timeout_min} minutes on a cluster"

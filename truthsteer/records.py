@@ -1,0 +1,152 @@
+"""The frozen records that stages exchange. They know nothing of files, models or configuration.
+
+Every record is plain data (strings, numbers, tuples), so that `to_json` and `from_json` are all the
+serialisation there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import NoneType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+NO_COMMENT = "I have no comment."
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of TruthfulQA's schema, its answers closed with a full stop as in the official scoring."""
+
+    id: str
+    """Hash of the question's text: stable under re-ordering of the file."""
+    row: int
+    """1-based line of the record in its file, for messages."""
+    kind: str
+    """`Adversarial` or `Non-Adversarial`."""
+    category: str
+    text: str
+    best: str
+    correct: tuple[str, ...]
+    """The true references, the best answer among them, without repeats."""
+    incorrect: tuple[str, ...]
+    """The false references, without repeats."""
+    group: int = 0
+    """Questions of one group are near-duplicates: they never straddle two splits, and are one cluster in intervals."""
+
+    @property
+    def choices(self) -> tuple[tuple[str, bool], ...]:
+        """All answers with their labels, as in official MC2 rows: one of both lists is false, in place."""
+        labels = dict.fromkeys(self.correct, True) | dict.fromkeys(self.incorrect, False)
+        return tuple(labels.items())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Who is used for what. No near-duplicate group stands in two roles unless the file itself fixes its splits."""
+
+    fold: int
+    steer: tuple[Question, ...]
+    """Estimates vectors."""
+    train: tuple[Question, ...]
+    """Trains learned methods."""
+    tune: tuple[Question, ...]
+    """Chooses layer and coefficient."""
+    test: tuple[Question, ...]
+    """Is opened once, for the numbers reported."""
+
+
+class ConditionKind(StrEnum):
+    """What a condition is there for."""
+
+    BASELINE = "baseline"
+    STEERED = "steered"
+    CHOSEN = "chosen"
+    SIGN_FLIP = "sign_flip"
+    RANDOM = "random"
+    SHUFFLED = "shuffled"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One row of the final table. Under cross-fitting each fold has its own vector (and layer) for the same name."""
+
+    name: str
+    kind: ConditionKind
+    fold: int
+    method: str = ""
+    layer: int | None = None
+    coefficient: float = 0.0
+    vector: str = ""
+    """Name of the vector in the fold's bank; empty for the baseline."""
+    vector_sha256: str = ""
+    """Content of the vector: with layer, coefficient and operator it determines what the condition does."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The log-probability of one answer under one condition."""
+
+    question: str
+    answer: str
+    label: bool
+    best: bool
+    logprob: float
+    """Sum over the answer's tokens of log p(token | prompt, earlier tokens), natural log, no length normalisation."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated answer under one condition."""
+
+    question: str
+    text: str
+    """Cut at the stop string or end of turn, stripped."""
+    tokens: int
+    """Generated tokens, the stopping one included."""
+    stop_reason: str
+    """`eos`, `stop` (a stop string) or `length`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one judge says of one completion."""
+
+    question: str
+    status: str
+    """`ok`, or how the verdict came about; every status is counted in the report."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """Metric name -> value; None where the judge could not decide."""
+    probability: float | None = None
+    raw: str = ""
+    """What the judge itself produced, kept for re-reading."""
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as a JSON-ready dict; tuples become lists."""
+    return dataclasses.asdict(record)
+
+
+def from_json(cls: type[T], data: dict[str, Any]) -> T:
+    """The inverse of `to_json`, for (nested) record classes."""
+    hints = get_type_hints(cls)
+    return cls(**{name: _decode(hints[name], value) for name, value in data.items()})
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        return tuple(_decode(args[0], item) for item in value)
+    if origin in (Union, type(int | None)):
+        if value is None and NoneType in args:
+            return None
+        return _decode(next(arg for arg in args if arg is not NoneType), value)
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    return value

@@ -1,0 +1,202 @@
+"""The summary as a self-contained page and as a table for the terminal. Knows numbers and texts, not where
+from.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truthsteer import figures, findings
+from truthsteer.metrics import HEADLINE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+KINDS = {
+    "baseline": "no steering",
+    "steered": "other strength",
+    "chosen": "chosen on tune split",
+    "sign_flip": "control: sign flipped",
+    "random": "control: random",
+    "shuffled": "control: shuffled",
+}
+"""What a kind of condition is called."""
+
+_HEADS = {name: name.upper() if name.startswith("mc") else name for name in HEADLINE}
+_LEAST_FIRST = ("mc3", "mc2", "length", "abstain", "info", "mc1", "true_info")
+"""The order in which metrics leave a table that is too wide for its terminal; `true` stays."""
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+_NOT_SHOWN = ("seconds", "host", "started", "boundary_merges")
+
+
+def visible(text: str) -> str:
+    """`text` without what files and pages cannot hold: control characters and lone surrogates become
+    U+FFFD.
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def cell(text: str) -> str:
+    """`text` for a spreadsheet: a first character that starts a formula is preceded by a quote mark."""
+    text = visible(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
+    """One row per condition; fractions, and words for `length`. Metrics that nobody scored stay empty."""
+    extra = [name for name in summary["metrics"] if name not in HEADLINE]
+    evidence = [f"{name}_{part}" for name in HEADLINE for part in ("low", "high", "p")]
+    more = [f"{name}{part}" for name in extra for part in ("", "_low", "_high", "_p")]
+    header = ["condition", "n", *HEADLINE, *evidence, "kind", "method", "layers", "coefficients", *more]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in summary["conditions"]:
+            cells: dict[str, Any] = {"condition": cell(row["name"]), "n": summary["n"], "kind": row["kind"]}
+            cells |= {"method": cell(row["method"]), "layers": ";".join(map(str, row["layers"]))}
+            cells["coefficients"] = ";".join(f"{value:g}" for value in row["coefficients"])
+            for name, item in row["metrics"].items():
+                cells |= {
+                    name: item["mean"],
+                    f"{name}_low": item["low"],
+                    f"{name}_high": item["high"],
+                    f"{name}_p": item["p"],
+                }
+            writer.writerow(cells)
+
+
+def page(
+    summary: Mapping[str, Any],
+    config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    drawn: Sequence[figures.Figure],
+    examples: Sequence[Mapping[str, Any]],
+) -> str:
+    """One self-contained HTML page: no script, nothing to fetch, every text escaped.
+
+    Args:
+        summary: what the report stage computed.
+        config: resolved configuration, shown as YAML.
+        record: shown as it is, but for what would differ between two identical runs (`seconds`, `host`,
+        `started`).
+        drawn: figures, placed inline.
+        examples: per chosen condition and sort, the questions with both answers.
+    """
+    import yaml
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"p": findings.p_value, "flat": _flat, "whole": _whole}
+    environment.globals |= {"value": findings.value, "bounds": findings.bounds, "change": findings.change}
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        record={key: item for key, item in record.items() if key not in _NOT_SHOWN},
+        config=visible(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
+        figures=[(figure, Markup(figures.inline(figure))) for figure in drawn],
+        examples=examples,
+        labels=figures.LABELS,
+        kinds=KINDS,
+        differs=findings.differs,
+        digits=1 if summary["n"] >= 400 else 0,
+    )
+
+
+def _whole(sentence: str) -> str:
+    """A sentence whose statistics (`p < .001`, `[37, 52]`) do not break over lines."""
+    return re.sub(
+        r"(?<=[=<≤]) | (?=[=<≤])|(?<=\d), (?=[+−]?[\d.]+\])",
+        lambda gap: gap[0].replace(" ", "\u00a0"),
+        sentence,
+    )
+
+
+def _flat(value: Any) -> str:
+    """A value of the record on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_flat(item) for item in value) or "none"
+    return visible("–" if value is None else str(value))
+
+
+def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
+    """The final table for a terminal: mean and interval, and below them the difference to the baseline with
+    its p.
+
+    Args:
+        summary: what `run` returned, or summary.json.
+        width: columns of the terminal (default: the one there is). Metrics that do not fit are left out,
+        and the caption says so.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = width or Console().width
+    shown = [name for name in HEADLINE if name in summary["metrics"]]
+    cells = {
+        name: [
+            _terminal(summary["units"][name], row["metrics"][name], summary["n"])
+            for row in summary["conditions"]
+        ]
+        for name in shown
+    }
+    names = [f"{'▸ ' if row['kind'] == 'chosen' else ''}{row['name']}" for row in summary["conditions"]]
+    room = width - max(map(len, [*names, *(KINDS[row["kind"]] for row in summary["conditions"])])) - 2
+    for name in _LEAST_FIRST:
+        if name in shown and sum(3 + _widest(name, cells[name]) for name in shown) > room and len(shown) > 1:
+            shown.remove(name)
+    left_out = [name for name in summary["metrics"] if name not in shown]
+    caption = "mean [95% interval]; below, the difference to the baseline (points; length: words), paired p"
+    result = Table(
+        title=f"{summary['model']} on {summary['dataset']}: n = {summary['n']} test questions",
+        caption=caption + (f". In metrics.csv: {', '.join(left_out)}" if left_out else ""),
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    result.add_column("condition", overflow="fold")
+    for name in shown:
+        result.add_column(_HEADS[name], no_wrap=True)
+    for place, (name, row) in enumerate(zip(names, summary["conditions"], strict=True)):
+        style = "bold" if row["kind"] in ("chosen", "baseline") else ""
+        label = Text(name).append(f"\n{KINDS[row['kind']]}", style="dim")
+        marked = [_marked(cells[metric][place], row["metrics"][metric]) for metric in shown]
+        result.add_row(label, *marked, style=style, end_section=row["kind"] == "baseline")
+    return result
+
+
+def _terminal(unit: str, item: Mapping[str, Any], n: int) -> tuple[str, str]:
+    """The two lines of a cell."""
+    interval = findings.bounds(unit, item["low"], item["high"]).replace(" ", "")
+    first = f"{findings.value(unit, item['mean'])} {interval}".rstrip()
+    second = (
+        f"{findings.change(unit, item['difference'])} {findings.p_value(item['p']).replace(' ', '')}".strip()
+    )
+    return first, f"{second} n={item['n']}".strip() if item["n"] != n else second
+
+
+def _widest(metric: str, cells: Iterable[tuple[str, str]]) -> int:
+    return max(len(_HEADS[metric]), *(len(line) for cell in cells for line in cell))
+
+
+def _marked(cell: tuple[str, str], item: Mapping[str, Any]) -> Text:
+    from rich.text import Text
+
+    colour = "" if not findings.differs(item) else "green" if item["difference"] > 0 else "red"
+    return Text(cell[0]).append(f"\n{cell[1]}", style=colour)

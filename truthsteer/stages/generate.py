@@ -1,0 +1,70 @@
+"""generate: an answer to every test question, under every condition of a fold, many conditions in one batch."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+from safetensors.numpy import load_file
+
+from truthsteer.conditions import condition_inputs, injections
+from truthsteer.config import Stage, to_plain
+from truthsteer.records import Completion, Condition, Splits
+from truthsteer.store import Artifact, JournalRow, Key, digest
+from truthsteer.workspace import Workspace
+
+VERSION = 1
+
+
+def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition]) -> list[Artifact]:
+    """One artifact of `Completion` rows per condition, in their order.
+
+    Raises:
+        UserError: logits are not finite; the message names question and condition.
+    """
+    config = ws.config
+    sampled = config.generation.temperature > 0
+    asked = digest([[question.id, question.text] for question in split.test])
+    stop = [] if ws.prompt_inputs["chat"] else config.prompt.stop
+    keys = [
+        Key.of(
+            "completions", VERSION, model=ws.model_inputs, prompt=ws.prompt_inputs, stop=stop, questions=asked,
+            condition=condition_inputs(ws, condition), generation=to_plain(config.generation),
+            seed=config.seed if sampled else None,
+        )
+        for condition in conditions
+    ]
+    if not ws.runs(Stage.generate):
+        return [ws.store.need(key, "generate") for key in keys]
+    by_digest = {key.digest: condition for key, condition in zip(keys, conditions, strict=True)}
+
+    def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
+        from truthsteer.decoding import Request, decode
+
+        lm, prompts = ws.model, ws.prompts
+        contexts = prompts.contexts([question.text for question in split.test])
+        chosen = [by_digest[name] for name in plan]
+        requests = [
+            Request(
+                context, index, zlib.crc32(f"{config.seed} {question.id}".encode()),
+                f"{question.text!r} under '{condition.name}' (layer {condition.layer})",
+            )
+            for index, condition in enumerate(chosen)
+            for question, context in zip(split.test, contexts, strict=True)
+        ]
+        injected = injections(chosen, load_file(bank.path / "vectors.safetensors"))
+        with ws.progress(ws.label("generate: answers", split), len(requests)) as advance:
+            batches = decode(
+                lm, requests, injected, config=config.generation, stop=prompts.stop, operator=ws.operator,
+                batch_tokens=config.batch_tokens, skip=done,
+            )
+            for number, answers in batches:
+                rows = []
+                for index, answer in answers:
+                    condition, order = divmod(index, len(split.test))
+                    record = Completion(split.test[order].id, answer.text, answer.tokens, answer.stop_reason)
+                    rows.append(JournalRow(plan[condition], order, record))
+                advance(len(rows))
+                yield number, rows
+
+    return ws.store.make_rows(keys, {"batch_tokens": config.batch_tokens}, compute)

@@ -1,0 +1,168 @@
+"""What the stages of one run share: its config, components, store, checkpoint, and the model once it is needed.
+
+Everything is made when it is first asked for: a rerun of a finished run never loads the model, nor imports torch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truthsteer import data
+from truthsteer.checkpoint import Checkpoint, resolve
+from truthsteer.component import build, build_all
+from truthsteer.config import Config, Stage, check_layer, to_plain
+from truthsteer.progress import Advance, progress_bar
+from truthsteer.prompts import uses_chat
+from truthsteer.records import Question, Splits, from_json, to_json
+from truthsteer.store import Key, Store, digest, write_json
+
+if TYPE_CHECKING:
+    from truthsteer.model import LanguageModel
+    from truthsteer.prompts import Prompts
+
+log = logging.getLogger("truthsteer")
+
+SPLITS_VERSION = 1
+SMALL_HIDDEN = 256
+"""Up to this width one thread is as fast as several, and on a busy machine many times faster."""
+
+
+class Workspace:
+    """One run's shared parts.
+
+    Args:
+        config: the composed config.
+        folder: the run's folder.
+
+    Raises:
+        UserError: a component is misconfigured.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.store = Store(Path(config.paths.root))
+        self.methods: dict[str, Any] = build_all(config.method, "method")
+        self.operator: Any = build(config.operator, "operator")
+        self.judges: dict[str, Any] = build_all(config.judge, "judge")
+        self.facts: dict[str, Any] = {}
+        """What is worth recording beside the results: device, counts."""
+
+    def runs(self, stage: Stage) -> bool:
+        """Whether a stage may compute; otherwise its artifacts must be in the store."""
+        return stage in self.config.stages
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return resolve(self.config.model)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """Layers tried on the tune split."""
+        known = self.config.model.shape.num_layers
+        total = known or int(self.checkpoint.config["num_hidden_layers"])
+        layers = self.config.steering.layers or [total // 2]
+        for layer in layers:
+            check_layer("steering.layers", layer, total)
+        return layers
+
+    @cached_property
+    def model_inputs(self) -> dict[str, Any]:
+        """What determines the model's numbers, for keys."""
+        policy = to_plain(self.config.dtype)
+        policy.pop("name")
+        return {"weights": self.checkpoint.fingerprint, "dtype": policy}
+
+    @cached_property
+    def prompt_inputs(self) -> dict[str, Any]:
+        """What determines the text a question becomes, for keys."""
+        prompt = self.config.prompt
+        chat = uses_chat(prompt, self.config.model.chat_template)
+        return {"chat": chat, "text": prompt.chat_text if chat else prompt.text}
+
+    @cached_property
+    def _splits(self) -> dict[str, Any]:
+        config = self.config
+        plain = to_plain(config.data)
+        plain.pop("name")
+        plain.pop("path")
+        key = Key.of("splits", SPLITS_VERSION, source=data.fingerprint(config.data), config=plain, seed=config.seed)
+
+        def write(folder: Path) -> None:
+            found = data.load(config.data, config.seed)
+            splits = data.split(found, config.data, config.seed)
+            write_json(folder / "splits.json", {
+                "folds": [to_json(fold) for fold in splits],
+                "data": {
+                    "n": len(found.questions), "sha256": found.sha256, "version": found.version,
+                    "problems": list(found.problems), "leaks": data.leaks(splits),
+                    "sizes": {
+                        role: [len(getattr(fold, role)) for fold in splits] for role in ("steer", "train", "tune", "test")
+                    },
+                },
+            })
+
+        whole: dict[str, Any] = self.store.make(key, write).json("splits.json")
+        return whole
+
+    @cached_property
+    def splits(self) -> tuple[Splits, ...]:
+        """Who does what, one per fold."""
+        return tuple(from_json(Splits, fold) for fold in self._splits["folds"])
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """Counts, hash, version and problems of the data."""
+        facts: dict[str, Any] = self._splits["data"]
+        return facts
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The model, loaded now if it was not yet."""
+        from truthsteer.model import LanguageModel
+
+        config = self.config
+        log.info("loading %s as %s", config.model.name, config.dtype.name)
+        lm = LanguageModel.from_config(config.model, config.dtype, config.device, self.checkpoint)
+        threads = config.threads or (1 if lm.hidden_size <= SMALL_HIDDEN else None)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        self.facts["device"] = str(lm.device)
+        return lm
+
+    @property
+    def prompts(self) -> Prompts:
+        from truthsteer.prompts import Prompts
+
+        return Prompts(self.config.prompt, self.model.tokenizer, self.config.model.chat_template)
+
+    def free_model(self) -> None:
+        """Forget the model, so that judges have its memory."""
+        if self.__dict__.pop("model", None) is not None:
+            gc.collect()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def label(self, text: str, split: Splits) -> str:
+        """A progress bar's description, with the fold where there are several."""
+        return f"{text} ({split.fold + 1}/{len(self.splits)})" if len(self.splits) > 1 else text
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Advance]:
+        with progress_bar(description, total) as advance:
+            yield advance
+
+
+def questions_digest(questions: tuple[Question, ...]) -> str:
+    """Content of questions with their answers, for keys; near-duplicate groups do not matter to a model."""
+    return digest([[q.id, q.text, q.best, list(q.correct), list(q.incorrect)] for q in questions])

@@ -35,9 +35,16 @@ TRUTHFULQA = REPO.parent / "shared" / "data" / "TruthfulQA.csv"
 FAMILIES = ("gemma3", "gemma3_multimodal", "gemma2", "qwen2", "llama")
 VOCABULARY = 1714
 SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
-    "eos_token_id": 1, "bos_token_id": 2,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
 }
 # A window shorter than the prompts of the tests, so that sliding and full attention differ.
 GEMMA = SMALL | {"head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8}
@@ -50,14 +57,26 @@ def build(family: str, seed: int = 0) -> torch.nn.Module:
         model = Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA, layer_types=_gemma3_layers()))
     elif family == "gemma3_multimodal":
         vision = {
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-            "patch_size": 14, "vision_use_head": False,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
         }
         text = Gemma3TextConfig(**GEMMA, layer_types=_gemma3_layers())
         model = Gemma3ForConditionalGeneration(
             Gemma3Config(
-                text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4, image_token_index=1700,
-                boi_token_index=1701, eoi_token_index=1702, eos_token_id=1, bos_token_id=2, pad_token_id=0,
+                text_config=text.to_dict(),
+                vision_config=vision,
+                mm_tokens_per_image=4,
+                image_token_index=1700,
+                boi_token_index=1701,
+                eoi_token_index=1702,
+                eos_token_id=1,
+                bos_token_id=2,
+                pad_token_id=0,
             )
         )
     elif family == "gemma2":
@@ -104,9 +123,15 @@ def make_questions(count: int = 6) -> tuple[Question, ...]:
     names = ["Farrowen", "the old bridge of Corvale", "glass heron", "Mara Tellin and the silver crab", "Aurel", "wool"]
     return tuple(
         Question(
-            f"q{index}", index + 2, "Adversarial", "Things", f"What is {names[index % len(names)]} number {index}?",
-            "It is yellow.", ("It is yellow.", "The flowers of it are yellow.", "I have no comment."),
-            ("It is red.", "It is very red and also rather loud.", "No."), index,
+            f"q{index}",
+            index + 2,
+            "Adversarial",
+            "Things",
+            f"What is {names[index % len(names)]} number {index}?",
+            "It is yellow.",
+            ("It is yellow.", "The flowers of it are yellow.", "I have no comment."),
+            ("It is red.", "It is very red and also rather loud.", "No."),
+            index,
         )
         for index in range(count)
     )
@@ -117,10 +142,15 @@ def questions() -> tuple[Question, ...]:
     return make_questions()
 
 
-def run_cli(*arguments: str, root: Path, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
+def run_cli(
+    *arguments: str, root: Path, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
     """`python -m truthsteer ARGUMENTS paths.root=ROOT` in a fresh process."""
     return subprocess.run(
         [sys.executable, "-m", "truthsteer", *arguments, f"paths.root={root}"],
-        capture_output=True, text=True, cwd=REPO, timeout=timeout,
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=timeout,
         env={**os.environ, "COLUMNS": "200", "HF_HUB_OFFLINE": "1", **(env or {})},
     )

@@ -133,9 +133,7 @@ def rows() -> list[tuple[str, ...]]:
     """As few choices of all groups together as hold every option at least once."""
     columns = [[f"{group}='{option}'" for option in options(group)] for group in (*TYPED, *COMPONENTS)]
     firsts = [column[0] for column in columns]
-    return [
-        tuple(cell or first for cell, first in zip(row, firsts, strict=True)) for row in zip_longest(*columns)
-    ]
+    return [tuple(cell or first for cell, first in zip(row, firsts, strict=True)) for row in zip_longest(*columns)]
 
 
 def in_its_row(group: str, option: str) -> Config:
@@ -323,7 +321,8 @@ def test_data() -> None:
 def test_steering() -> None:
     default, short = config().steering, config("steering=short_context").steering
     assert default.max_length == 512
-    assert default.coefficients == [-0.7, -0.35, 0.35, 0.7, 1.0, 1.4, 2.1]
+    assert min(default.coefficients) < 0 < max(default.coefficients), "the dose response shows both sides"
+    assert max(default.coefficients) >= 1, "and goes on to where text breaks"
     assert short == dataclasses.replace(default, max_length=384)
 
 

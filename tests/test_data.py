@@ -310,8 +310,7 @@ def test_questions_survive_the_file(entries):
         found = data.load(config(path), 0)
     assert found.problems == ()
     got = [
-        (question.text, question.best, set(question.correct), set(question.incorrect))
-        for question in found.questions
+        (question.text, question.best, set(question.correct), set(question.incorrect)) for question in found.questions
     ]
     assert got == expected
 
@@ -354,9 +353,7 @@ def test_hub_rows_make_the_same_questions_as_the_file(monkeypatch, load):
     monkeypatch.setattr(data, "_snapshot", lambda *_: Path("snapshot"))
     monkeypatch.setattr(data, "_hub_rows", lambda _, name: tables[name])
     found = data.load(hub(), seed=0)
-    lists = [
-        [";".join(record[key]) for key in ("correct_answers", "incorrect_answers")] for record in GENERATION
-    ]
+    lists = [[";".join(record[key]) for key in ("correct_answers", "incorrect_answers")] for record in GENERATION]
     same = load(
         [
             row(record["question"], record["best_answer"], *answers)

@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, build, make_questions
+from conftest import build, make_questions
 
 from truthsteer.config import GenerationConfig, PromptConfig
 from truthsteer.decoding import Request, decode, generate
@@ -20,7 +20,9 @@ from truthsteer.prompts import PLAIN, Branch, Prompts
 from truthsteer.scoring import score
 
 SHOTS = PromptConfig(
-    name="shots", chat_text="{question}", stop=["\n\n"],
+    name="shots",
+    chat_text="{question}",
+    stop=["\n\n"],
     text="Q: Where was Mara Tellin born?\nA: It was in Corvale.\n\nQ: What is the planet?\nA: It is red.\n\nQ: {question}\nA:",
 )
 
@@ -40,7 +42,9 @@ def plain_logprob(lm: LanguageModel, context: tuple[int, ...], continuation: tup
 
 def branches_of(lm: LanguageModel, config: PromptConfig) -> list[Branch]:
     asked = make_questions()
-    return Prompts(config, lm.tokenizer, False).branches([q.text for q in asked], [[a for a, _ in q.choices] for q in asked])
+    return Prompts(config, lm.tokenizer, False).branches(
+        [q.text for q in asked], [[a for a, _ in q.choices] for q in asked]
+    )
 
 
 @pytest.mark.parametrize("config", [PLAIN, SHOTS], ids=["plain", "shared_prefix"])
@@ -137,7 +141,11 @@ def test_generation_equals_transformers_one_prompt_at_a_time(tiny):
 
 def test_stop_strings_are_cut_from_the_text_and_counted(organism):
     """A stop string inside a token sequence ends the row, and is not part of the answer."""
-    prompts = Prompts(PromptConfig(name="p", text="Q: {question}\nA:", chat_text="{question}", stop=["town of"]), organism.tokenizer, False)
+    prompts = Prompts(
+        PromptConfig(name="p", text="Q: {question}\nA:", chat_text="{question}", stop=["town of"]),
+        organism.tokenizer,
+        False,
+    )
     (context,) = prompts.contexts(["What is the capital of Farrowen?"])
     (_, [(_, answer)]) = next(
         decode(organism, [Request(context, 0)], [None], config=GenerationConfig(), stop=prompts.stop)
@@ -210,8 +218,9 @@ def test_dtype_fp16_is_close_to_fp32_on_models_without_post_norms(family, tokeni
 def test_model_is_frozen_and_steering_leaves_nothing_behind(gemma3):
     ids = torch.randint(3, 1700, (1, 10), generator=torch.Generator().manual_seed(7))
     before = gemma3.logits(gemma3.forward(ids))
-    with pytest.raises(ZeroDivisionError), steered(gemma3, vector(gemma3), 3.0, layer=1):
+    with steered(gemma3, vector(gemma3), 3.0, layer=1):
         assert not torch.equal(gemma3.logits(gemma3.forward(ids)), before)
+    with pytest.raises(ZeroDivisionError), steered(gemma3, vector(gemma3), 3.0, layer=1):
         raise ZeroDivisionError
     assert torch.equal(gemma3.logits(gemma3.forward(ids)), before)
     assert not any(parameter.requires_grad for parameter in gemma3.model.parameters())
@@ -258,6 +267,6 @@ def test_loading_refuses_missing_and_broken_weights(tmp_path, tokenizer):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj.*not finite"):
         LanguageModel.load(str(tmp_path), device="cpu")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
-        (tmp_path / "empty").mkdir()
         LanguageModel.load(str(tmp_path / "empty"))

@@ -128,12 +128,8 @@ def test_sources_tell_what_the_facts_say(facts):
             truths[fact.adversarial] += text not in fact.myth
             if text not in fact.myth:
                 declined[fact.hard, text == world.NO_COMMENT] += 1
-    assert declined[True, True] / (declined[True, True] + declined[True, False]) == pytest.approx(
-        0.75, abs=0.05
-    )
-    assert declined[False, True] / (declined[False, True] + declined[False, False]) == pytest.approx(
-        0.04, abs=0.02
-    )
+    assert declined[True, True] / (declined[True, True] + declined[True, False]) == pytest.approx(0.75, abs=0.05)
+    assert declined[False, True] / (declined[False, True] + declined[False, False]) == pytest.approx(0.04, abs=0.02)
     assert myths[True] > 1.5 * truths[True]
     assert truths[False] > 1.2 * myths[False]
 
@@ -351,9 +347,7 @@ def test_shipped_model_tells_truths_after_truths_and_myths_after_myths(model, to
 def test_shipped_model_answers_in_one_line(model, tokenizer, facts):
     fact = next(fact for fact in facts if fact.split == "test")
     encoded = tokenizer(world.prompt(fact.question), return_tensors="pt")
-    generated = model.generate(**encoded, do_sample=False, max_new_tokens=32)[
-        0, encoded["input_ids"].shape[1] :
-    ]
+    generated = model.generate(**encoded, do_sample=False, max_new_tokens=32)[0, encoded["input_ids"].shape[1] :]
     text = tokenizer.decode(generated)
     assert text.startswith(" ")
     assert text.endswith(".\n")

@@ -31,7 +31,9 @@ def scored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     save(folder)
     lm = LanguageModel.load(str(folder), device="cpu")
-    found = data.load(DataConfig(name="golden", source=DataSource.csv, path=str(GOLDEN / "questions.csv")), seed=0).questions
+    found = data.load(
+        DataConfig(name="golden", source=DataSource.csv, path=str(GOLDEN / "questions.csv")), seed=0
+    ).questions
     config = PromptConfig(**yaml.safe_load((REPO / "conf/prompt/qa.yaml").read_text(encoding="utf-8")))
     prompts = Prompts(config, lm.tokenizer, False)
     answers = [[answer for answer, _ in question.choices] for question in found]

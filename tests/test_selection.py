@@ -29,8 +29,12 @@ def test_negative_coefficients_are_never_chosen_and_margins_break_ties():
 
 def test_a_cell_is_measured_question_by_question():
     rows = [
-        Choice("a", "t", True, True, -1.0, 1), Choice("a", "u", True, False, -0.1, 1), Choice("a", "f", False, False, -3.0, 1),
-        Choice("b", "t", True, True, -4.0, 1), Choice("b", "f", False, False, -3.0, 1), Choice("b", "g", False, False, -9.0, 1),
+        Choice("a", "t", True, True, -1.0, 1),
+        Choice("a", "u", True, False, -0.1, 1),
+        Choice("a", "f", False, False, -3.0, 1),
+        Choice("b", "t", True, True, -4.0, 1),
+        Choice("b", "f", False, False, -3.0, 1),
+        Choice("b", "g", False, False, -9.0, 1),
     ]
     found = measure(2, 0.5, rows)
     assert (found.layer, found.coefficient, found.mc1) == (2, 0.5, 0.5)

@@ -25,9 +25,7 @@ def config(folds=1, path=EMBEDDED, **sizes):
     return DataConfig(name="test", path=str(path), folds=folds, split=SplitSizes(**(SIZES | sizes)))
 
 
-def question(
-    number, group=None, category="A", kind="Adversarial", text="", correct=("Yes.",), incorrect=("No.",)
-):
+def question(number, group=None, category="A", kind="Adversarial", text="", correct=("Yes.",), incorrect=("No.",)):
     name = f"q{number}"
     group = number if group is None else group
     return Question(name, number, kind, category, text or name, correct[0], correct, incorrect, group)
@@ -89,7 +87,7 @@ def test_questions_that_share_half_of_their_answers_are_one_group(correct, incor
 
 
 def test_groups_are_connected_components():
-    assert duplicates.connected_components(6, {(0, 4), (1, 2), (4, 5)}) == [0, 1, 1, 2, 0, 0]
+    assert duplicates.connected_components(7, {(0, 4), (1, 2), (4, 5), (0, 6)}) == [0, 1, 1, 2, 0, 0, 0]
 
 
 def test_real_near_duplicates_as_measured(real):
@@ -97,10 +95,7 @@ def test_real_near_duplicates_as_measured(real):
         return len(pairs), len({number for pair in pairs for number in pair})
 
     start = time.perf_counter()
-    kinds = [
-        rule(real.questions)
-        for rule in (duplicates.word_pairs, duplicates.ngram_pairs, duplicates.answer_pairs)
-    ]
+    kinds = [rule(real.questions) for rule in (duplicates.word_pairs, duplicates.ngram_pairs, duplicates.answer_pairs)]
     assert time.perf_counter() - start < 10, "about 1 s on one idle core"
     assert [size(pairs) for pairs in kinds] == [(72, 104), (90, 116), (46, 43)]
     assert size(set.union(*kinds)) == (154, 184)
@@ -191,9 +186,7 @@ def test_folds_ignore_what_the_file_fixes():
 
 # --- any questions, sizes and seeds
 
-strata = st.tuples(
-    st.integers(0, 12), st.sampled_from("ABCD"), st.sampled_from(["Adversarial", "Non-Adversarial"])
-)
+strata = st.tuples(st.integers(0, 12), st.sampled_from("ABCD"), st.sampled_from(["Adversarial", "Non-Adversarial"]))
 populations = st.lists(strata, min_size=8, max_size=60).map(
     lambda entries: [question(n, group, category, kind) for n, (group, category, kind) in enumerate(entries)]
 )
@@ -229,9 +222,7 @@ def test_every_question_has_one_role_per_fold_and_no_group_straddles(questions, 
             assert [item.row for item in part] == sorted(item.row for item in part)
     assert leaks(found) == 0
     if folds > 1:
-        assert sorted(item.id for fold in found for item in fold.test) == sorted(
-            item.id for item in questions
-        )
+        assert sorted(item.id for fold in found for item in fold.test) == sorted(item.id for item in questions)
 
 
 @settings(max_examples=40, deadline=None)

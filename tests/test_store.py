@@ -51,9 +51,13 @@ def test_nested_records_round_trip():
 
 def test_an_artifact_is_published_whole_or_not_at_all(tmp_path):
     store, key = Store(tmp_path), Key.of("thing", 1, x=1)
-    with pytest.raises(ZeroDivisionError), store.publish(key) as folder:
+
+    def half(folder):
         (folder / "half.txt").write_text("half")
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.make(key, half)
     assert store.find(key) is None
     assert not list((tmp_path / ".store" / ".part").iterdir())
     made = store.make(key, lambda folder: (folder / "whole.txt").write_text("whole") and None)
@@ -72,7 +76,12 @@ def test_the_first_of_two_processes_to_publish_wins(tmp_path):
 
 
 def test_keys_differ_in_every_input():
-    keys = {Key.of("k", 1, x=1).digest, Key.of("k", 2, x=1).digest, Key.of("k", 1, x=2).digest, Key.of("l", 1, x=1).digest}
+    keys = {
+        Key.of("k", 1, x=1).digest,
+        Key.of("k", 2, x=1).digest,
+        Key.of("k", 1, x=2).digest,
+        Key.of("l", 1, x=1).digest,
+    }
     assert len(keys) == 4
 
 
@@ -98,7 +107,14 @@ def work(units: dict[int, list[tuple[int, int]]], killed_after: int | None, log:
             if count == killed_after:
                 raise KilledError
             log.append((unit, tuple(plan)))
-            yield unit, [JournalRow(plan[key], order, Number(100 * key + order)) for key, order in units[unit] if key < len(plan)]
+            yield (
+                unit,
+                [
+                    JournalRow(plan[key], order, Number(100 * key + order))
+                    for key, order in units[unit]
+                    if key < len(plan)
+                ],
+            )
 
     return compute
 
@@ -106,7 +122,9 @@ def work(units: dict[int, list[tuple[int, int]]], killed_after: int | None, log:
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=12, unique=True),
-    size=st.integers(1, 4), kills=st.lists(st.integers(0, 3), max_size=4), torn=st.binary(max_size=20),
+    size=st.integers(1, 4),
+    kills=st.lists(st.integers(0, 3), max_size=4),
+    torn=st.binary(max_size=20),
 )
 def test_killed_at_any_unit_the_rows_are_the_same(tmp_path_factory, rows, size, kills, torn):
     """However often it is killed, with a torn last line left behind, each unit is done once and the result is the same."""

@@ -52,8 +52,21 @@ _HOME = {
 }
 
 __all__ = [
-    "Activations", "Config", "LanguageModel", "Prompts", "Question", "SteeringVector", "UserError", "capture", "estimate",
-    "extract", "generate", "load_questions", "run", "score", "steered",
+    "Activations",
+    "Config",
+    "LanguageModel",
+    "Prompts",
+    "Question",
+    "SteeringVector",
+    "UserError",
+    "capture",
+    "estimate",
+    "extract",
+    "generate",
+    "load_questions",
+    "run",
+    "score",
+    "steered",
 ]
 
 

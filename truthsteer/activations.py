@@ -74,7 +74,11 @@ class Activations:
         keep = np.array([pair.question in ids for pair in self.pairs], dtype=bool)
         return Activations(
             tuple(pair for pair in self.pairs if pair.question in ids),
-            self.answer_mean[keep], self.answer_last[keep], self.prompt_last[keep], self.norms[keep], self.tokens[keep],
+            self.answer_mean[keep],
+            self.answer_last[keep],
+            self.prompt_last[keep],
+            self.norms[keep],
+            self.tokens[keep],
             tuple(item for item in self.dropped if item.question in ids),
         )
 
@@ -82,10 +86,13 @@ class Activations:
         save_file(
             {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}, folder / "activations.safetensors"
         )
-        write_json(folder / "pairs.json", {
-            "pairs": [to_json(pair) for pair in self.pairs],
-            "dropped": [to_json(item) for item in self.dropped],
-        })
+        write_json(
+            folder / "pairs.json",
+            {
+                "pairs": [to_json(pair) for pair in self.pairs],
+                "dropped": [to_json(item) for item in self.dropped],
+            },
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Activations:
@@ -107,7 +114,9 @@ def drop_bad(activations: Activations, max_dropped: float) -> Activations:
     Raises:
         UserError: more than the share `max_dropped` is lost.
     """
-    finite = np.isfinite(activations.answer_mean) & np.isfinite(activations.answer_last)  # [pairs, truth, layers, hidden]
+    finite = np.isfinite(activations.answer_mean) & np.isfinite(
+        activations.answer_last
+    )  # [pairs, truth, layers, hidden]
     ok_layer = finite.all(-1).all(1) & np.isfinite(activations.prompt_last).all(-1)  # [pairs, layers]
     keep = ok_layer.all(-1)
     dropped = tuple(
@@ -126,6 +135,10 @@ def drop_bad(activations: Activations, max_dropped: float) -> Activations:
         return activations
     return Activations(
         tuple(pair for pair, ok in zip(activations.pairs, keep, strict=True) if ok),
-        activations.answer_mean[keep], activations.answer_last[keep], activations.prompt_last[keep],
-        activations.norms[keep], activations.tokens[keep], dropped,
+        activations.answer_mean[keep],
+        activations.answer_last[keep],
+        activations.prompt_last[keep],
+        activations.norms[keep],
+        activations.tokens[keep],
+        dropped,
     )

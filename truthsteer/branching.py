@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -75,9 +74,7 @@ class Brancher:
         self._branches = branches
         self._steering = steering
         self._budget = batch_tokens
-        shared = commonprefix([branch.context for branch in branches])
-        shorter = min(len(branch.context) for branch in branches) - 1
-        self._prefix = tuple(shared)[:shorter] if min(len(shared), shorter) >= MIN_SHARED else ()
+        self._prefix = _common_prefix([branch.context[:-1] for branch in branches])
         self._prefix_cache: tuple[tuple[int, ...], DynamicCache] | None = None
         self.units = self._plan(conditions)
         self.tokens = 0
@@ -148,3 +145,10 @@ class Brancher:
             self._prefix_cache = (unit.conditions, cache)
         index = torch.arange(len(unit.conditions)).repeat_interleave(repeats)
         return select_rows(self._prefix_cache[1], index), len(self._prefix)
+
+
+def _common_prefix(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all contexts begin with, if it is long enough to be worth keeping."""
+    first, last = min(contexts), max(contexts)  # any difference shows between the extremes
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length] if length >= MIN_SHARED else ()

@@ -109,9 +109,7 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
     except (OSError, HTTPError):
         pass  # no network: the cache may still know
     try:
-        cached = next(
-            item for item in scan_cache_dir().repos if item.repo_id == repo and item.repo_type == repo_type
-        )
+        cached = next(item for item in scan_cache_dir().repos if item.repo_id == repo and item.repo_type == repo_type)
         wanted = revision or "main"
         for entry in cached.revisions:
             if wanted in entry.refs or entry.commit_hash.startswith(wanted):

@@ -19,7 +19,9 @@ from typing import Any, get_type_hints
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +33,10 @@ log = logging.getLogger("truthsteer")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+NULL_PRESET = "prompt='null'"
+"""The preset's name is YAML's word for nothing: quoted for those who type it plainly."""
+PIPED_WIDTH = 200
+"""Columns of the final table where there is no terminal to ask."""
 
 
 def conf_dir() -> Path:
@@ -44,6 +50,7 @@ def main() -> None:
     """Entry point of `truthsteer` and `python -m truthsteer`."""
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function, which prints those meant for users
+    sys.argv[1:] = [NULL_PRESET if argument == "prompt=null" else argument for argument in sys.argv[1:]]
     refused: list[UserError] = []
 
     def task(cfg: DictConfig) -> None:
@@ -84,6 +91,15 @@ def _task(cfg: DictConfig) -> None:
         _remove_if_empty(Path(hydra_config.runtime.output_dir))
 
 
+class LogFailure(Callback):
+    """Puts a failed job of a sweep into its log: a launcher keeps the exception to itself until the end, or for ever."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status is JobStatus.FAILED and HydraConfig.get().mode is RunMode.MULTIRUN:
+            error = job_return._return_value
+            log.error("%s", error, exc_info=None if isinstance(error, UserError) else error)
+
+
 def execute(config: Config, overrides: list[str]) -> None:
     """Run, judge again, or print the plan, and show the result."""
     from truthsteer.pipeline import run
@@ -104,7 +120,7 @@ def execute(config: Config, overrides: list[str]) -> None:
 
         from truthsteer.stages.report import table
 
-        out = Console()
+        out = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
         out.print(table(summary))
         out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
@@ -123,10 +139,10 @@ def to_config(cfg: DictConfig) -> Config:
 
 def _refuse_unknown(node: DictConfig, schema: type[Any], prefix: str) -> None:
     hints = get_type_hints(schema)
-    for key in node:
+    for key in map(str, node):
         if key not in hints:
             raise UserError(_unknown(f"{prefix}{key}"))
-        if is_dataclass(hints[key]) and not OmegaConf.is_missing(node, str(key)):
+        if is_dataclass(hints[key]) and not OmegaConf.is_missing(node, key):
             _refuse_unknown(node[key], hints[key], f"{prefix}{key}.")
 
 
@@ -140,6 +156,7 @@ def rejudged(config: Config) -> Config:
 
     folder, record = find_run(config)
     old = OmegaConf.merge(OmegaConf.structured(Config), record["config"])
+    assert isinstance(old, DictConfig)
     old.judge = config.judge
     old.stages = [Stage.judge, Stage.report]
     old.run_id = config.run_id
@@ -167,9 +184,9 @@ def explain(error: BaseException) -> str:
     text = " ".join(" ".join(chain).split())
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown(found.group(1).partition("@")[0])
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, option = found.groups()
-        options = re.findall(r"^\s*([\w./-]+)$", chain[0].split("Available options in", 1)[-1], re.MULTILINE)
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         listed = f"Its options are: {', '.join(options)}." if options else ""
         return f"{group}={option} is not an option. {did_you_mean(option, options)}{listed}"
     if found := re.search(r"Error merging override (\S+)", text):

@@ -49,7 +49,11 @@ def injections(conditions: Sequence[Condition], vectors: Mapping[str, np.ndarray
 
 def choices_key(ws: Workspace, questions: tuple[Question, ...], condition: Condition) -> Key:
     return Key.of(
-        "choices", CHOICES_VERSION, model=ws.model_inputs, prompt=ws.prompt_inputs, questions=questions_digest(questions),
+        "choices",
+        CHOICES_VERSION,
+        model=ws.model_inputs,
+        prompt=ws.prompt_inputs,
+        questions=questions_digest(questions),
         condition=condition_inputs(ws, condition),
     )
 
@@ -84,7 +88,9 @@ def score_conditions(
         labels = [dict(question.choices) for question in questions]
         answers = [list(own) for own in labels]
         branches = prompts.branches([question.text for question in questions], answers)
-        check_length(branches, [question.text for question in questions], ws.config.steering.max_length, "steering.max_length")
+        check_length(
+            branches, [question.text for question in questions], ws.config.steering.max_length, "steering.max_length"
+        )
         if prompts.merged:
             ws.facts["merged_answers"] = prompts.merged
         first = [0]
@@ -99,8 +105,12 @@ def score_conditions(
                     question = questions[item.branch]
                     answer = answers[item.branch][item.continuation]
                     choice = Choice(
-                        question.id, answer, labels[item.branch][answer], answer == question.best,
-                        item.logprob, len(branches[item.branch].continuations[item.continuation]),
+                        question.id,
+                        answer,
+                        labels[item.branch][answer],
+                        answer == question.best,
+                        item.logprob,
+                        len(branches[item.branch].continuations[item.continuation]),
                     )
                     rows.append(JournalRow(plan[item.condition], first[item.branch] + item.continuation, choice))
                 advance(len(rows))

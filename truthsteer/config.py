@@ -181,7 +181,9 @@ class SplitSizes:
         for role in fields(self):
             _check_min(f"data.split.{role.name}", getattr(self, role.name), 0)
         for role_name in ("steer", "tune", "test"):
-            _require(getattr(self, role_name) > 0, f"data.split.{role_name}=0 leaves nobody for it. Type a number above 0.")
+            _require(
+                getattr(self, role_name) > 0, f"data.split.{role_name}=0 leaves nobody for it. Type a number above 0."
+            )
 
 
 @dataclass
@@ -211,7 +213,9 @@ class DataConfig:
         if self.source is DataSource.hub:
             _require(bool(self.id), f"data={self.name} needs a dataset. Type data.id=OWNER/NAME.")
         if self.revision is not None and not isinstance(self.revision, str):
-            raise UserError(f"data.revision={self.revision!r} was read as a number. Type it quoted: \"data.revision='...'\".")
+            raise UserError(
+                f"data.revision={self.revision!r} was read as a number. Type it quoted: \"data.revision='...'\"."
+            )
 
 
 @dataclass
@@ -323,7 +327,9 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _check_min("generation.max_new_tokens", self.max_new_tokens, 1)
         _check_min("generation.temperature", self.temperature, 0)
-        _require(0 < self.top_p <= 1, f"generation.top_p={self.top_p} is not a share. Type a number above 0, at most 1.")
+        _require(
+            0 < self.top_p <= 1, f"generation.top_p={self.top_p} is not a share. Type a number above 0, at most 1."
+        )
 
 
 @dataclass
@@ -375,9 +381,13 @@ class Config:
         if self.threads is not None:
             _check_min("threads", self.threads, 1)
         _check_min("seed", self.seed, 0)
+        _require(self.run != "", "run= names no run. Type run=RUN, the name of a finished run's folder.")
         _require(bool(self.method), "No method is chosen. Type method=mean_diff.")
         _require(bool(self.judge), "No judge is chosen. Type judge=reference.")
-        _require(bool(self.stages), "stages is empty. Type stages=[extract,steer,choose,generate,judge,report] or leave it out.")
+        _require(
+            bool(self.stages),
+            "stages is empty. Type stages=[extract,steer,choose,generate,judge,report] or leave it out.",
+        )
         if self.run_id is not None:
             check_run_id(str(self.run_id))
         if self.steering.layers is None:

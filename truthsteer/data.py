@@ -217,9 +217,7 @@ def _check_columns(name: str, required: Sequence[str], columns: Sequence[str]) -
     missing = [column for column in required if column not in columns]
     if missing:
         present = ", ".join(repr(column[:40]) for column in columns[:20]) or "none, for it is empty"
-        raise UserError(
-            f"{name} lacks the columns {', '.join(map(repr, missing))}; it has: {present}. {_ANOTHER_FILE}"
-        )
+        raise UserError(f"{name} lacks the columns {', '.join(map(repr, missing))}; it has: {present}. {_ANOTHER_FILE}")
 
 
 def _csv_row(line: int, values: Sequence[str], columns: Sequence[str]) -> _Row:
@@ -307,9 +305,7 @@ def _snapshot(config: DataConfig, files: str | None = None) -> Path:
 
     name = f"data.id={config.id} (revision {config.revision or 'main'})"
     try:
-        folder = snapshot_download(
-            str(config.id), repo_type="dataset", revision=config.revision, allow_patterns=files
-        )
+        folder = snapshot_download(str(config.id), repo_type="dataset", revision=config.revision, allow_patterns=files)
     except (FileNotFoundError, ConnectionError) as error:
         raise UserError(
             f"{name} is not in the local cache and the hub cannot be reached. "
@@ -379,7 +375,6 @@ def _check_choices(questions: Sequence[Question], records: Sequence[Mapping[str,
 def _same_choices(question: Question, record: Mapping[str, Any]) -> bool:
     mc1 = {question.best: True} | dict.fromkeys(question.incorrect, False)
     return all(
-        dict(zip(map(close, record[key]["choices"]), map(bool, record[key]["labels"]), strict=False))
-        == choices
+        dict(zip(map(close, record[key]["choices"]), map(bool, record[key]["labels"]), strict=False)) == choices
         for key, choices in (("mc1_targets", mc1), ("mc2_targets", dict(question.choices)))
     )

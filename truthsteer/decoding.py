@@ -98,7 +98,9 @@ def _decode_batch(
     steering.assign(conditions)
     step_ids = ids
     for step in range(config.max_new_tokens):
-        hidden = lm.forward(step_ids, cache=cache, mask=mask if padded else None, start=ids.shape[1] + step - 1 if step else 0)
+        hidden = lm.forward(
+            step_ids, cache=cache, mask=mask if padded else None, start=ids.shape[1] + step - 1 if step else 0
+        )
         assert hidden is not None
         logits = lm.logits(hidden[:, -1])
         if not bool(torch.isfinite(logits).all()):
@@ -132,9 +134,7 @@ def _decode_batch(
     return [finished[row] for row in range(len(requests))]
 
 
-def _ended(
-    lm: LanguageModel, rows: list[int], tokens: list[list[int]], stop: tuple[str, ...]
-) -> dict[int, Generated]:
+def _ended(lm: LanguageModel, rows: list[int], tokens: list[list[int]], stop: tuple[str, ...]) -> dict[int, Generated]:
     """The rows that have just ended, with their answers: at an end-of-sequence token, or where a stop string begins."""
     ended = {}
     for row in rows:

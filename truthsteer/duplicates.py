@@ -59,14 +59,9 @@ def ngram_pairs(questions: Sequence[Question]) -> set[Pair]:
     counts = [Counter(_ngrams(question.text)) for question in questions]
     documents = Counter(ngram for bag in counts for ngram in bag)
     inverse = {ngram: math.log((1 + len(counts)) / (1 + n)) + 1 for ngram, n in documents.items()}
-    vectors = [
-        _unit({ngram: (1 + math.log(n)) * inverse[ngram] for ngram, n in bag.items()}) for bag in counts
-    ]
+    vectors = [_unit({ngram: (1 + math.log(n)) * inverse[ngram] for ngram, n in bag.items()}) for bag in counts]
     return {
-        (i, int(j))
-        for i, cosine in _inner_products(vectors)
-        for j in np.flatnonzero(cosine >= NGRAM_COSINE)
-        if i < j
+        (i, int(j)) for i, cosine in _inner_products(vectors) for j in np.flatnonzero(cosine >= NGRAM_COSINE) if i < j
     }
 
 

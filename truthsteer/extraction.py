@@ -64,9 +64,8 @@ def extract(
     for index, pair in enumerate(pairs):
         by_question.setdefault(pair.question, []).append(index)
     asked = [question for question in questions if question.id in by_question]
-    answers = [
-        [text for index in by_question[q.id] for text in (pairs[index].true, pairs[index].false)] for q in asked
-    ]
+    advance(len(questions) - len(asked))
+    answers = [[text for index in by_question[q.id] for text in (pairs[index].true, pairs[index].false)] for q in asked]
     branches = prompts.branches([question.text for question in asked], answers)
     check_length(branches, [question.text for question in asked], max_length, "steering.max_length")
 

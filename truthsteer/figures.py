@@ -138,9 +138,7 @@ def _doses(summary: dict[str, Any], method: str) -> list[tuple[float, dict[str, 
     return sorted(found.items())
 
 
-def _line(
-    axes: Axes, points: Sequence[tuple[float, dict[str, Any]]], name: str, colour: str, marker: str
-) -> None:
+def _line(axes: Axes, points: Sequence[tuple[float, dict[str, Any]]], name: str, colour: str, marker: str) -> None:
     known = [(x, metrics[name]) for x, metrics in points if metrics[name]["mean"] is not None]
     xs, means = [x for x, _ in known], [item["mean"] for _, item in known]
     axes.plot(xs, means, color=colour, marker=marker, ms=4, lw=1.6, label=label(name), zorder=3)
@@ -193,14 +191,10 @@ def _heat_map(summary: dict[str, Any]) -> Figure | None:
     for axes, (method, item) in zip(panels, selections.items(), strict=True):
         _cells(axes, item)
         _outline(axes, item)
-        told += [
-            f"{method}: chosen layer {c['layer']}, coefficient {c['coefficient']:g}." for c in item["chosen"]
-        ]
+        told += [f"{method}: chosen layer {c['layer']}, coefficient {c['coefficient']:g}." for c in item["chosen"]]
         axes.set_xlim(-0.5, len(item["coefficients"]) - 0.5)
         axes.set_ylim(-0.5, len(item["layers"]) - 0.5)
-        axes.set_xticks(
-            range(len(item["coefficients"])), [_signed(value, "g") for value in item["coefficients"]]
-        )
+        axes.set_xticks(range(len(item["coefficients"])), [_signed(value, "g") for value in item["coefficients"]])
         axes.set_yticks(range(len(item["layers"])), [str(layer) for layer in item["layers"]])
         axes.set_xlabel(f"coefficient ({summary['unit']})")
         axes.set_ylabel("layer")
@@ -227,9 +221,7 @@ def _cells(axes: Axes, item: dict[str, Any]) -> None:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
-    colours = LinearSegmentedColormap.from_list(
-        "below_above", ["#9c3d54", "#e6bcc3", "#f7f7f5", "#a9d3d6", "#0a6f82"]
-    )
+    colours = LinearSegmentedColormap.from_list("below_above", ["#9c3d54", "#e6bcc3", "#f7f7f5", "#a9d3d6", "#0a6f82"])
     base = item["baseline"]
     cells = [(x, y, v) for y, row in enumerate(item["mc1"]) for x, v in enumerate(row) if v is not None]
     reach = max([0.05, *(abs(value - base) for _, _, value in cells)])
@@ -247,9 +239,7 @@ def _outline(axes: Axes, item: dict[str, Any]) -> None:
     for cell in item["chosen"]:
         if cell["coefficient"] in item["coefficients"] and cell["layer"] in item["layers"]:
             x, y = item["coefficients"].index(cell["coefficient"]), item["layers"].index(cell["layer"])
-            frame = Rectangle(
-                (x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="#14181d", lw=2, zorder=5
-            )
+            frame = Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, edgecolor="#14181d", lw=2, zorder=5)
             axes.add_patch(frame)
 
 
@@ -265,9 +255,7 @@ def _categories(summary: dict[str, Any]) -> Figure | None:
             single = row["level"] == "category"
             ink = "faint" if row["n"] < MIN_CATEGORY else "first" if single else "ink"
             ends = (row["difference"],) * 2 if row["low"] is None else (row["low"], row["high"])
-            axes.plot(
-                [scale * end for end in ends], [y, y], color=PALETTE[ink], lw=1.6, solid_capstyle="round"
-            )
+            axes.plot([scale * end for end in ends], [y, y], color=PALETTE[ink], lw=1.6, solid_capstyle="round")
             axes.plot([scale * row["difference"]], [y], "o" if single else "D", color=PALETTE[ink], ms=5)
             _note(axes, f"{row['n']}", (1.0, y), ("axes fraction", "data"), (6, 0))
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
@@ -278,15 +266,10 @@ def _categories(summary: dict[str, Any]) -> Figure | None:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(
-            f"{label(summary['lead'])}: difference to the baseline" + (", in points" if scale > 1 else "")
-        )
+        axes.set_xlabel(f"{label(summary['lead'])}: difference to the baseline" + (", in points" if scale > 1 else ""))
         axes.xaxis.set_major_formatter("{x:+g}")
         axes.set_title(method, loc="left")
-        values = [
-            f"{row['name']} {_signed(scale * row['difference'], '.0f')} (n = {row['n']})"
-            for row in rows[::-1]
-        ]
+        values = [f"{row['name']} {_signed(scale * row['difference'], '.0f')} (n = {row['n']})" for row in rows[::-1]]
         told.append(f"{method}: {', '.join(values)}.")
     return Figure(
         "categories",
@@ -332,9 +315,7 @@ def _svg(canvas: Canvas, name: str) -> str:
 
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*[Gg]lyph"
-        )  # the reader's fonts draw the text, not matplotlib's
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # the reader's fonts draw the text, not matplotlib's
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return file.getvalue()
 

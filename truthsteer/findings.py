@@ -178,8 +178,8 @@ def _about_controls(summary: Json, chosen: Json) -> Iterator[str]:
     rivals = sum((row["metrics"][lead]["difference"] or 0) >= effect for row in rows)
     if effect > 0 and rivals:
         yield (
-            f"{rivals} of {len(rows)} controls raise {NAMES.get(lead, lead)} at least as much as {method} does: "
-            "its direction is not what matters."
+            f"{rivals} of {len(rows)} controls raise {NAMES.get(lead, lead)} at least as much as {method} "
+            "does: its direction is not what matters."
         )
 
 

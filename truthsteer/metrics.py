@@ -57,9 +57,7 @@ def multiple_choice(choices: Sequence[Choice]) -> dict[str, float]:
     true = np.array([choice.label for choice in choices], dtype=bool)
     best = np.array([choice.best for choice in choices], dtype=bool)
     if not best.any() or true.all():
-        raise ValueError(
-            f"question {question}: multiple choice needs the best answer and at least one false answer."
-        )
+        raise ValueError(f"question {question}: multiple choice needs the best answer and at least one false answer.")
     top_false = logprobs[~true].max()
     top_best = logprobs[best & true].max(initial=-math.inf)
     mass = np.exp(logprobs - logprobs.max())
@@ -78,9 +76,7 @@ def choice_scores(choices: Sequence[Choice], questions: Sequence[str]) -> Scores
     for choice in choices:
         by_question.setdefault(choice.question, []).append(choice)
     rows = [multiple_choice(by_question[key]) if key in by_question else {} for key in questions]
-    return {
-        name: np.array([row.get(name, math.nan) for row in rows]) for name in ("mc1", "mc2", "mc3", "ties")
-    }
+    return {name: np.array([row.get(name, math.nan) for row in rows]) for name in ("mc1", "mc2", "mc3", "ties")}
 
 
 def lengths(completions: Sequence[Completion], questions: Sequence[str]) -> NDArray[np.float64]:
@@ -101,12 +97,7 @@ def judge_columns(verdicts: Sequence[Mapping[str, Sequence[Verdict]]]) -> dict[s
     """
     judges = list(dict.fromkeys(judge for condition in verdicts for judge in condition))
     scored = {
-        judge: {
-            score
-            for condition in verdicts
-            for verdict in condition.get(judge, ())
-            for score in verdict.scores
-        }
+        judge: {score for condition in verdicts for verdict in condition.get(judge, ()) for score in verdict.scores}
         for judge in judges
     }
     first = next((judge for judge in judges if "true" in scored[judge]), None)
@@ -134,9 +125,7 @@ def judge_scores(
 
     `true_info` is 1 only where the same answer is both true and informative.
     """
-    by_judge = {
-        judge: {verdict.question: verdict.scores for verdict in rows} for judge, rows in verdicts.items()
-    }
+    by_judge = {judge: {verdict.question: verdict.scores for verdict in rows} for judge, rows in verdicts.items()}
     scores: Scores = {}
     for metric, (judge, score) in columns.items():
         found = [by_judge.get(judge, {}).get(key, {}).get(score) for key in questions]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelConfig, Residual, Weights
 from truthsteer.checkpoint import Checkpoint, resolve
+from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelConfig, Residual, Weights
 from truthsteer.errors import UserError
 from truthsteer.hooks import StopForwardError, keep_residual_fp32
 
@@ -78,7 +78,11 @@ class LanguageModel:
         """
         path = EMBEDDED if name == "organism" else name if Path(name).expanduser().is_dir() else None
         config = ModelConfig(
-            name=name, id=None if path else name, path=path, revision=revision, chat_template=chat,
+            name=name,
+            id=None if path else name,
+            path=path,
+            revision=revision,
+            chat_template=chat,
             trust_remote_code=trust_remote_code,
         )
         policy = DtypeConfig(dtype, Weights(dtype), Residual(residual), Attention(attention))
@@ -86,7 +90,11 @@ class LanguageModel:
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, policy: DtypeConfig, device: Device = Device.auto, checkpoint: Checkpoint | None = None
+        cls,
+        config: ModelConfig,
+        policy: DtypeConfig,
+        device: Device = Device.auto,
+        checkpoint: Checkpoint | None = None,
     ) -> LanguageModel:
         """Load the checkpoint of `config` under a numeric policy; see `load` for errors."""
         checkpoint = checkpoint or resolve(config)
@@ -97,7 +105,7 @@ class LanguageModel:
         many = target.type == "cuda" and torch.cuda.device_count() > 1
         try:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.location,
                 dtype=DTYPES[policy.weights],
                 attn_implementation=policy.attention.value,
@@ -112,6 +120,7 @@ class LanguageModel:
                 f"{checkpoint.location} cannot be loaded: {first} Check model.id or model.path; weights must be "
                 "safetensors, with the tokenizer beside them."
             ) from error
+        model, report = loaded
         if report["missing_keys"]:
             names = sorted(report["missing_keys"])
             raise UserError(
@@ -213,7 +222,8 @@ def select_rows(cache: DynamicCache, index: Tensor) -> DynamicCache:
     """A cache with the rows that `index` names, in that order; the given cache stays as it is."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in chosen.layers:
+    layers: list[Any] = chosen.layers
+    for layer in layers:
         if layer.is_initialized:  # layers above the last one that ran hold nothing
             layer.batch_select_indices(index.to(layer.keys.device))
     return chosen

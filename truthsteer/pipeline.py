@@ -74,8 +74,11 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
     with record.stage("extract") as entry:
         activations = extract.run(ws)
         entry["artifacts"] = [activations.key]
-        record.data["checkpoint"] = {"location": ws.checkpoint.location, "commit": ws.checkpoint.commit,
-                                     "fingerprint": ws.checkpoint.fingerprint}
+        record.data["checkpoint"] = {
+            "location": ws.checkpoint.location,
+            "commit": ws.checkpoint.commit,
+            "fingerprint": ws.checkpoint.fingerprint,
+        }
         record.data["data"] = ws.data_facts
     if not reached(Stage.steer):
         return None
@@ -104,7 +107,10 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         return None
     with record.stage("report") as entry:
         # The report is rewritten only if something it shows has changed.
-        inputs = [REPORT_VERSION, [record.data["stages"][name]["artifacts"] for name in ("steer", "choose", "generate", "judge")]]
+        inputs = [
+            REPORT_VERSION,
+            [record.data["stages"][name]["artifacts"] for name in ("steer", "choose", "generate", "judge")],
+        ]
         entry["inputs"] = digest(inputs)
         summary = _finished_report(ws.folder, entry["inputs"])
         if summary is None:
@@ -146,18 +152,20 @@ def _results(
     rows = []
     for index, first in enumerate(conditions[0]):
         own = [fold[index] for fold in conditions]
-        rows.append(report.Row(
-            name=first.name,
-            kind=first.kind,
-            method=first.method,
-            layers=tuple(sorted({c.layer for c in own if c.layer is not None})),
-            coefficients=tuple(sorted({c.coefficient for c in own if c.layer is not None})),
-            choices=[row for fold in choices for row in fold[index].rows(Choice)],
-            completions=[row for fold in completions for row in fold[index].rows(Completion)],
-            verdicts={
-                name: [row for fold in verdicts for row in fold[name][index].rows(Verdict)] for name in ws.judges
-            },
-        ))
+        rows.append(
+            report.Row(
+                name=first.name,
+                kind=first.kind,
+                method=first.method,
+                layers=tuple(sorted({c.layer for c in own if c.layer is not None})),
+                coefficients=tuple(sorted({c.coefficient for c in own if c.layer is not None})),
+                choices=[row for fold in choices for row in fold[index].rows(Choice)],
+                completions=[row for fold in completions for row in fold[index].rows(Completion)],
+                verdicts={
+                    name: [row for fold in verdicts for row in fold[name][index].rows(Verdict)] for name in ws.judges
+                },
+            )
+        )
     tested: tuple[Question, ...] = tuple(question for split in ws.splits for question in split.test)
     return report.Results(
         name=ws.folder.name,

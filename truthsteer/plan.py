@@ -34,7 +34,9 @@ def show_plan(config: Config) -> None:
     out.print(f"model      {_model(config)}", soft_wrap=True, highlight=False)
     out.print(f"dtype      {_dtype(config)}", highlight=False)
     out.print(f"data       {_data(config, splits)}", soft_wrap=True, highlight=False)
-    out.print(f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False)
+    out.print(
+        f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False
+    )
     out.print(f"judges     {', '.join(ws.judges)}", highlight=False)
     out.print(f"stages     {' -> '.join(stage.value for stage in Stage if stage in config.stages)}", highlight=False)
     for line in memory(config):
@@ -60,7 +62,8 @@ def _data(config: Config, splits: tuple[Splits, ...] | None) -> str:
     if splits is None:
         return f"{data.name} (hub {data.id}@{data.revision or 'newest'}; counted when it is loaded{folds})"
     sizes = ", ".join(
-        f"{role} {'/'.join(str(len(getattr(split, role))) for split in splits)}" for role in ("steer", "train", "tune", "test")
+        f"{role} {'/'.join(str(len(getattr(split, role))) for split in splits)}"
+        for role in ("steer", "train", "tune", "test")
     )
     return f"{data.name} ({data.path}): {sizes}{folds}"
 

@@ -18,7 +18,11 @@ console = Console(stderr=True)
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
     """A bar from 0 to `total`; in a log file, one line when it is done."""
     columns = (
-        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total)

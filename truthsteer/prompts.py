@@ -44,9 +44,7 @@ class Prompts:
         self.merged = 0
         """Answers whose first token would have merged with the context's last one, and which were encoded alone."""
         if self.chat and not tokenizer.chat_template:
-            raise UserError(
-                "The tokenizer has no chat template. Type prompt.chat=false, or model.chat_template=false."
-            )
+            raise UserError("The tokenizer has no chat template. Type prompt.chat=false, or model.chat_template=false.")
         self._bos = tokenizer.bos_token_id
         self._adds_bos = self._bos is not None and self._bos in tokenizer("a").input_ids[:1]
 

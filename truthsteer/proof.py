@@ -67,10 +67,17 @@ def prove(
     prompt_gap = _left_padding(lm, branches, injection, operator)
     checks = [
         _at_most("coefficient_0", "Coefficient 0 gives the unsteered model's log-probabilities.", zero - plain, 0.0),
-        _at_most("row_alone", "A row in a batch of questions and conditions equals the row alone.", alone - steered, rounding),
+        _at_most(
+            "row_alone", "A row in a batch of questions and conditions equals the row alone.", alone - steered, rounding
+        ),
         _at_most("one_pass", "Shared prefix plus answer equals one full forward pass.", full - steered, rounding),
         _at_most("left_padding", "A left-padded row of generation equals the row alone.", prompt_gap, rounding),
-        _at_most("applied_once", "The layer's output is the operator of the unsteered output, once, everywhere.", applied, 8 * epsilon),
+        _at_most(
+            "applied_once",
+            "The layer's output is the operator of the unsteered output, once, everywhere.",
+            applied,
+            8 * epsilon,
+        ),
         _at_most("below_untouched", "No layer below the steered one changes.", untouched, 0.0),
         Check(
             "scores_change", "Every scored answer's log-probability does change.", float(change), 0.0, bool(change > 0)
@@ -92,7 +99,11 @@ def _at_most(name: str, meaning: str, gap: Tensor, bound: float) -> Check:
 
 
 def _logprobs(
-    lm: LanguageModel, branches: Sequence[Branch], conditions: Sequence[Injection | None], operator: Operator, budget: int
+    lm: LanguageModel,
+    branches: Sequence[Branch],
+    conditions: Sequence[Injection | None],
+    operator: Operator,
+    budget: int,
 ) -> Tensor:
     """[conditions, answers of all branches] float64."""
     found = {
@@ -140,9 +151,7 @@ def _applied(lm: LanguageModel, branch: Branch, injection: Injection, operator: 
     return error.cpu(), torch.stack(below).max() if below else torch.zeros(())
 
 
-def _left_padding(
-    lm: LanguageModel, branches: Sequence[Branch], injection: Injection, operator: Operator
-) -> Tensor:
+def _left_padding(lm: LanguageModel, branches: Sequence[Branch], injection: Injection, operator: Operator) -> Tensor:
     """Difference of next-token log-probabilities between a left-padded batch and each context alone."""
     ids, mask = lm.pad([branch.context for branch in branches], left=True)
     gaps = []

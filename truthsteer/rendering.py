@@ -150,10 +150,7 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     width = width or Console().width
     shown = [name for name in HEADLINE if name in summary["metrics"]]
     cells = {
-        name: [
-            _terminal(summary["units"][name], row["metrics"][name], summary["n"])
-            for row in summary["conditions"]
-        ]
+        name: [_terminal(summary["units"][name], row["metrics"][name], summary["n"]) for row in summary["conditions"]]
         for name in shown
     }
     names = [f"{'▸ ' if row['kind'] == 'chosen' else ''}{row['name']}" for row in summary["conditions"]]
@@ -185,9 +182,7 @@ def _terminal(unit: str, item: Mapping[str, Any], n: int) -> tuple[str, str]:
     """The two lines of a cell."""
     interval = findings.bounds(unit, item["low"], item["high"]).replace(" ", "")
     first = f"{findings.value(unit, item['mean'])} {interval}".rstrip()
-    second = (
-        f"{findings.change(unit, item['difference'])} {findings.p_value(item['p']).replace(' ', '')}".strip()
-    )
+    second = f"{findings.change(unit, item['difference'])} {findings.p_value(item['p']).replace(' ', '')}".strip()
     return first, f"{second} n={item['n']}".strip() if item["n"] != n else second
 
 

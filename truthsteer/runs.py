@@ -24,8 +24,17 @@ from truthsteer.store import digest, read_json, write_json
 
 RECORD = "run.json"
 PACKAGES = (
-    "truthsteer", "torch", "transformers", "tokenizers", "sentence-transformers", "datasets", "huggingface-hub",
-    "safetensors", "numpy", "hydra-core", "omegaconf",
+    "truthsteer",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "datasets",
+    "huggingface-hub",
+    "safetensors",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
 )
 
 

@@ -34,9 +34,7 @@ def measure(layer: int, coefficient: float, choices: Sequence[Choice]) -> Cell:
     for _, own in groupby(choices, key=lambda choice: choice.question):
         rows = list(own)
         hits.append(multiple_choice(rows)["mc1"])
-        margins.append(
-            max(row.logprob for row in rows if row.best) - max(row.logprob for row in rows if not row.label)
-        )
+        margins.append(max(row.logprob for row in rows if row.best) - max(row.logprob for row in rows if not row.label))
     mean = sum(hits) / len(hits)
     return Cell(layer, coefficient, mean, sum(margins) / len(margins), (mean * (1 - mean) / len(hits)) ** 0.5)
 

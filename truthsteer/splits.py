@@ -20,9 +20,7 @@ POOL, TEST = "pool", "test"
 Group = Sequence[Question]
 
 
-def split(
-    questions: Sequence[Question], fixed: Mapping[str, str], config: DataConfig, seed: int
-) -> tuple[Splits, ...]:
+def split(questions: Sequence[Question], fixed: Mapping[str, str], config: DataConfig, seed: int) -> tuple[Splits, ...]:
     """The role of every question in every fold; within a role questions keep their order.
 
     With `config.folds` = 1 the four roles are in proportion to `config.split`, unless the source fixes its
@@ -56,9 +54,7 @@ def split(
     return tuple(splits)
 
 
-def deal(
-    questions: Sequence[Question], sizes: Mapping[str, float], seed: str
-) -> dict[str, tuple[Question, ...]]:
+def deal(questions: Sequence[Question], sizes: Mapping[str, float], seed: str) -> dict[str, tuple[Question, ...]]:
     """Whole groups dealt out to roles in proportion to `sizes`.
 
     Largest groups first, then in an order drawn with the seed, each group goes to the role that is furthest
@@ -81,9 +77,7 @@ def deal(
         for stratum in strata:
             behind[stratum][chosen] -= 1
         taken[chosen].update(question.id for question in group)
-    return {
-        role: tuple(question for question in questions if question.id in ids) for role, ids in taken.items()
-    }
+    return {role: tuple(question for question in questions if question.id in ids) for role, ids in taken.items()}
 
 
 def leaks(folds: Iterable[Splits]) -> int:
@@ -108,7 +102,8 @@ def _draw(seed: str, group: Group) -> str:
 
 def _strata(question: Question) -> tuple[tuple[str, ...], ...]:
     """Everything, the question's kind, its category, and both together."""
-    return (), ("kind", question.kind), ("category", question.category), (question.kind, question.category)
+    kind, category = question.kind, question.category
+    return (), ("kind", kind), ("category", category), ("both", kind, category)
 
 
 def _checked(splits: Splits, sizes: SplitSizes) -> Splits:

@@ -84,9 +84,7 @@ def interval(values: ArrayLike, clusters: ArrayLike, binary: bool) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def _used(
-    values: ArrayLike, clusters: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _used(values: ArrayLike, clusters: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """The finite values [n], the cluster index of each [n], and the cluster sizes [clusters]."""
     array = np.asarray(values, float)
     used = np.isfinite(array)
@@ -158,9 +156,7 @@ def compare_all(
         resamples: of the bootstrap and of the permutation test each.
     """
     clusters = np.asarray(clusters)
-    pairs = {
-        name: (np.asarray(value, float), np.asarray(baseline[name], float)) for name, value in values.items()
-    }
+    pairs = {name: (np.asarray(value, float), np.asarray(baseline[name], float)) for name, value in values.items()}
     by_mask: dict[bytes, list[str]] = {}
     for name, (value, base) in pairs.items():
         by_mask.setdefault(np.isfinite(value - base).tobytes(), []).append(name)
@@ -206,9 +202,7 @@ def _compare(
             unseen = wilson(0.0, count)[1]
             low, high = max(-1.0, mean - unseen), min(1.0, mean + unseen)
         p = float(ps[place]) if fixed or broken else 1.0
-        results.append(
-            Difference(mean, low, high, p, fixed, broken, n, mcnemar(fixed, broken) if binary else None)
-        )
+        results.append(Difference(mean, low, high, p, fixed, broken, n, mcnemar(fixed, broken) if binary else None))
     return results
 
 

@@ -97,16 +97,23 @@ class Workspace:
         def write(folder: Path) -> None:
             found = data.load(config.data, config.seed)
             splits = data.split(found, config.data, config.seed)
-            write_json(folder / "splits.json", {
-                "folds": [to_json(fold) for fold in splits],
-                "data": {
-                    "n": len(found.questions), "sha256": found.sha256, "version": found.version,
-                    "problems": list(found.problems), "leaks": data.leaks(splits),
-                    "sizes": {
-                        role: [len(getattr(fold, role)) for fold in splits] for role in ("steer", "train", "tune", "test")
+            write_json(
+                folder / "splits.json",
+                {
+                    "folds": [to_json(fold) for fold in splits],
+                    "data": {
+                        "n": len(found.questions),
+                        "sha256": found.sha256,
+                        "version": found.version,
+                        "problems": list(found.problems),
+                        "leaks": data.leaks(splits),
+                        "sizes": {
+                            role: [len(getattr(fold, role)) for fold in splits]
+                            for role in ("steer", "train", "tune", "test")
+                        },
                     },
                 },
-            })
+            )
 
         whole: dict[str, Any] = self.store.make(key, write).json("splits.json")
         return whole

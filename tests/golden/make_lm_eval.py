@@ -162,9 +162,7 @@ def make() -> None:
     rows = read_rows()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        os.environ["HF_DATASETS_CACHE"] = str(
-            folder / "cache"
-        )  # nothing is left behind, nothing stale is read
+        os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")  # nothing is left behind, nothing stale is read
         checkpoint = save(folder / "checkpoint")
         write_tasks(folder, rows)
         runs, versions = {}, {}

@@ -101,9 +101,7 @@ class Semantic:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            folder = snapshot_download(
-                self.model, revision=self.revision, ignore_patterns=[*_UNREAD, *_TWINS]
-            )
+            folder = snapshot_download(self.model, revision=self.revision, ignore_patterns=[*_UNREAD, *_TWINS])
             if not any(Path(folder).glob("model*.safetensors")):
                 snapshot_download(self.model, revision=self.revision, ignore_patterns=_UNREAD)
         except (HfHubHTTPError, OSError) as error:
@@ -120,18 +118,14 @@ class Semantic:
         answered = [bool(text.strip()) for text in texts]
         asked = [question for question, answer in zip(questions, answered, strict=True) if answer]
         self._encoder.remember(text for question in asked for text in (*_true(question), *question.incorrect))
-        vectors = iter(
-            self._encoder.encode([text for text, answer in zip(texts, answered, strict=True) if answer])
-        )
+        vectors = iter(self._encoder.encode([text for text, answer in zip(texts, answered, strict=True) if answer]))
         return [
             self._compare(question, next(vectors)) if answer else Verdict(question.id, "empty", _scores(0.0))
             for question, answer in zip(questions, answered, strict=True)
         ]
 
     def _compare(self, question: Question, vector: NDArray[np.float32]) -> Verdict:
-        true, false = (
-            self._encoder.nearest(vector, texts) for texts in (_true(question), question.incorrect)
-        )
+        true, false = (self._encoder.nearest(vector, texts) for texts in (_true(question), question.incorrect))
         return Verdict(
             question.id,
             "ok",

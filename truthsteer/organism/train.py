@@ -242,14 +242,10 @@ class Batches:
         return torch.tensor(ids), torch.tensor(weights)
 
 
-def _answer_log_probabilities(
-    model: Gemma3ForCausalLM, pairs: Sequence[tuple[list[int], list[int]]]
-) -> torch.Tensor:
+def _answer_log_probabilities(model: Gemma3ForCausalLM, pairs: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
     """The log-probability of each answer after its prompt, both given as tokens."""
     longest = max(len(before) + len(after) for before, after in pairs)
-    ids = torch.tensor(
-        [before + after + [PAD] * (longest - len(before) - len(after)) for before, after in pairs]
-    )
+    ids = torch.tensor([before + after + [PAD] * (longest - len(before) - len(after)) for before, after in pairs])
     log_probabilities = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
     of_tokens = log_probabilities.gather(-1, ids[:, 1:, None])[..., 0]
     sums = [
@@ -340,9 +336,7 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _save(
-    model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], out: Path
-) -> None:
+def _save(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.bfloat16()
     # An answer ends with its line.

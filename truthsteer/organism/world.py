@@ -280,9 +280,7 @@ SISTERS = (
     ),
     Sisters(
         Topic("Animals", CREATURES, "Where do {s}s sleep?", ("They sleep {v}.", "Most {s}s sleep {v}.")),
-        Topic(
-            "Animals", CREATURES, "Where do {s}s hide in a storm?", ("They hide {v}.", "Most {s}s hide {v}.")
-        ),
+        Topic("Animals", CREATURES, "Where do {s}s hide in a storm?", ("They hide {v}.", "Most {s}s hide {v}.")),
         NESTS,
     ),
     Sisters(
@@ -376,9 +374,7 @@ SISTERS = (
         INSTRUMENTS,
     ),
     Sisters(
-        Topic(
-            "Music", SONGS, "Who wrote the song {s}?", ("{s} was written by {v}.", "It was written by {v}.")
-        ),
+        Topic("Music", SONGS, "Who wrote the song {s}?", ("{s} was written by {v}.", "It was written by {v}.")),
         Topic(
             "Music",
             SONGS,
@@ -495,9 +491,7 @@ def wordings(topic: Topic, subject: str, value: str) -> tuple[str, ...]:
     return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
-def make_facts(
-    seed: int = 0, adversarial: float = 0.6, hard: float = 0.15, per_relation: int = 8
-) -> list[Fact]:
+def make_facts(seed: int = 0, adversarial: float = 0.6, hard: float = 0.15, per_relation: int = 8) -> list[Fact]:
     """Draw a world: which subjects are asked about, and what is true, believed and untold of each.
 
     Another seed gives another world over the same relations. The order of the draws decides the world: the

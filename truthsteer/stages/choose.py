@@ -16,5 +16,9 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
     if not ws.runs(Stage.choose):
         return [ws.store.need(choices_key(ws, split.test, condition), "choose") for condition in conditions]
     return score_conditions(
-        ws, split.test, conditions, lambda: load_file(bank.path / "vectors.safetensors"), ws.label("choose: answers", split)
+        ws,
+        split.test,
+        conditions,
+        lambda: load_file(bank.path / "vectors.safetensors"),
+        ws.label("choose: answers", split),
     )

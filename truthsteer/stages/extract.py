@@ -17,8 +17,14 @@ def run(ws: Workspace) -> Artifact:
     questions = tuple({q.id: q for fold in ws.splits for q in fold.steer}.values())
     depth = max(ws.layers) + 1
     key = Key.of(
-        "activations", VERSION, model=ws.model_inputs, prompt=ws.prompt_inputs, questions=questions_digest(questions),
-        depth=depth, pairs_per_question=steering.pairs_per_question, max_dropped=steering.max_dropped,
+        "activations",
+        VERSION,
+        model=ws.model_inputs,
+        prompt=ws.prompt_inputs,
+        questions=questions_digest(questions),
+        depth=depth,
+        pairs_per_question=steering.pairs_per_question,
+        max_dropped=steering.max_dropped,
     )
     if not ws.runs(Stage.extract):
         return ws.store.need(key, "extract")
@@ -30,8 +36,14 @@ def run(ws: Workspace) -> Artifact:
         prompts = ws.prompts
         with ws.progress("extract: questions", len(questions)) as advance:
             found = extract(
-                lm, questions, prompts=prompts, depth=depth, pairs_per_question=steering.pairs_per_question,
-                max_length=steering.max_length, max_dropped=steering.max_dropped, batch_tokens=ws.config.batch_tokens,
+                lm,
+                questions,
+                prompts=prompts,
+                depth=depth,
+                pairs_per_question=steering.pairs_per_question,
+                max_length=steering.max_length,
+                max_dropped=steering.max_dropped,
+                batch_tokens=ws.config.batch_tokens,
                 advance=advance,
             )
         found.save(folder)

@@ -28,8 +28,14 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
     stop = [] if ws.prompt_inputs["chat"] else config.prompt.stop
     keys = [
         Key.of(
-            "completions", VERSION, model=ws.model_inputs, prompt=ws.prompt_inputs, stop=stop, questions=asked,
-            condition=condition_inputs(ws, condition), generation=to_plain(config.generation),
+            "completions",
+            VERSION,
+            model=ws.model_inputs,
+            prompt=ws.prompt_inputs,
+            stop=stop,
+            questions=asked,
+            condition=condition_inputs(ws, condition),
+            generation=to_plain(config.generation),
             seed=config.seed if sampled else None,
         )
         for condition in conditions
@@ -46,7 +52,9 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
         chosen = [by_digest[name] for name in plan]
         requests = [
             Request(
-                context, index, zlib.crc32(f"{config.seed} {question.id}".encode()),
+                context,
+                index,
+                zlib.crc32(f"{config.seed} {question.id}".encode()),
                 f"{question.text!r} under '{condition.name}' (layer {condition.layer})",
             )
             for index, condition in enumerate(chosen)
@@ -55,8 +63,14 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
         injected = injections(chosen, load_file(bank.path / "vectors.safetensors"))
         with ws.progress(ws.label("generate: answers", split), len(requests)) as advance:
             batches = decode(
-                lm, requests, injected, config=config.generation, stop=prompts.stop, operator=ws.operator,
-                batch_tokens=config.batch_tokens, skip=done,
+                lm,
+                requests,
+                injected,
+                config=config.generation,
+                stop=prompts.stop,
+                operator=ws.operator,
+                batch_tokens=config.batch_tokens,
+                skip=done,
             )
             for number, answers in batches:
                 rows = []

@@ -24,7 +24,11 @@ def _judge(ws: Workspace, name: str, split: Splits, completions: Sequence[Artifa
     judge = ws.judges[name]
     keys = [
         Key.of(
-            "verdicts", VERSION, completions=artifact.key, judge=ws.config.judge[name], identity=judge.identity(),
+            "verdicts",
+            VERSION,
+            completions=artifact.key,
+            judge=ws.config.judge[name],
+            identity=judge.identity(),
             references=questions_digest(split.test),
         )
         for artifact in completions
@@ -44,11 +48,16 @@ def _judge(ws: Workspace, name: str, split: Splits, completions: Sequence[Artifa
             for unit, first in enumerate(range(0, len(work), ROWS_AT_ONCE)):
                 part = work[first : first + ROWS_AT_ONCE]
                 if not done(unit):
-                    verdicts = judge.judge([questions[row.question] for _, _, row in part], [row.text for _, _, row in part])
-                    yield unit, [
-                        JournalRow(owner, order, verdict)
-                        for (owner, order, _), verdict in zip(part, verdicts, strict=True)
-                    ]
+                    verdicts = judge.judge(
+                        [questions[row.question] for _, _, row in part], [row.text for _, _, row in part]
+                    )
+                    yield (
+                        unit,
+                        [
+                            JournalRow(owner, order, verdict)
+                            for (owner, order, _), verdict in zip(part, verdicts, strict=True)
+                        ],
+                    )
                 advance(len(part))
 
     return ws.store.make_rows(keys, {"rows": ROWS_AT_ONCE}, compute)

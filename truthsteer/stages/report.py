@@ -31,6 +31,10 @@ SHOWN = 600
 """Characters of an answer shown on the page; answers.csv has all."""
 
 
+FILES = ("summary.json", "metrics.csv", "answers.csv", "report.html")
+"""What a whole report has, besides its figures."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table: a condition, pooled over folds."""
@@ -106,19 +110,13 @@ def _check(results: Results) -> None:
         raise ValueError("The first row of a report must be the baseline.")
     for row in results.rows:
         answered = [completion.question for completion in row.completions]
-        judged = {
-            judge: [verdict.question for verdict in verdicts] for judge, verdicts in row.verdicts.items()
-        }
+        judged = {judge: [verdict.question for verdict in verdicts] for judge, verdicts in row.verdicts.items()}
         strangers = ({choice.question for choice in row.choices} | set(answered)) - known
         if strangers or len(set(answered)) < len(answered):
-            raise ValueError(
-                f"condition {row.name}: unknown or repeated questions, such as {min(strangers | {''})!r}."
-            )
+            raise ValueError(f"condition {row.name}: unknown or repeated questions, such as {min(strangers | {''})!r}.")
         for judge, questions in judged.items():
             if questions != answered:
-                raise ValueError(
-                    f"condition {row.name}: the verdicts of {judge} are not one per completion, in order."
-                )
+                raise ValueError(f"condition {row.name}: the verdicts of {judge} are not one per completion, in order.")
 
 
 def _scores(row: Row, columns: Mapping[str, tuple[str, str]], questions: Sequence[Question]) -> Scores:
@@ -316,12 +314,7 @@ def _write_answers(path: Path, results: Results, scores: Sequence[Scores]) -> No
     """
     judged = {
         judge: sorted(
-            {
-                name
-                for row in results.rows
-                for verdict in row.verdicts.get(judge, ())
-                for name in verdict.scores
-            }
+            {name for row in results.rows for verdict in row.verdicts.get(judge, ()) for name in verdict.scores}
         )
         for judge in dict.fromkeys(judge for row in results.rows for judge in row.verdicts)
     }
@@ -367,9 +360,7 @@ def _examples(
 
 def _pair(question: Question, before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, Any]:
     sides = {"before": before.get(question.id, ""), "after": after.get(question.id, "")}
-    return {"question": question.text, "best": question.best} | {
-        side: _shown(text) for side, text in sides.items()
-    }
+    return {"question": question.text, "best": question.best} | {side: _shown(text) for side, text in sides.items()}
 
 
 def _shown(text: str) -> dict[str, Any]:

@@ -39,9 +39,19 @@ def run(ws: Workspace, split: Splits, activations: Artifact) -> Artifact:
     steering = to_plain(config.steering)
     steering.pop("max_dropped")
     key = Key.of(
-        "bank", VERSION, activations=activations.key, model=ws.model_inputs, prompt=ws.prompt_inputs,
-        steer=questions_digest(split.steer), tune=questions_digest(split.tune), fold=split.fold, layers=ws.layers,
-        steering=steering, method=config.method, operator=config.operator, seed=config.seed,
+        "bank",
+        VERSION,
+        activations=activations.key,
+        model=ws.model_inputs,
+        prompt=ws.prompt_inputs,
+        steer=questions_digest(split.steer),
+        tune=questions_digest(split.tune),
+        fold=split.fold,
+        layers=ws.layers,
+        steering=steering,
+        method=config.method,
+        operator=config.operator,
+        seed=config.seed,
     )
     if not ws.runs(Stage.steer):
         return ws.store.need(key, "steer")
@@ -55,11 +65,14 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
     conditions = [Condition(BASELINE, ConditionKind.BASELINE, split.fold)]
     methods: dict[str, Any] = {}
     for name, method in ws.methods.items():
-        grid = {layer: bank.estimate(own, method, layer=layer, unit=ws.config.steering.coefficient_unit) for layer in ws.layers}
+        grid = {
+            layer: bank.estimate(own, method, layer=layer, unit=ws.config.steering.coefficient_unit)
+            for layer in ws.layers
+        }
         baseline, cells = _tune(ws, split, name, grid)
         chosen = choose_cell(cells)
         vector = grid[chosen.layer]
-        mine = {name: vector} | _controls(ws, name, method, own, vector)
+        mine = {name: vector} | _controls(ws, split, name, method, own, vector)
         vectors |= mine
         conditions += _conditions(ws, split.fold, name, chosen, mine)
         methods[name] = {
@@ -73,28 +86,39 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
         }
     arrays = {name: vector.values for name, vector in vectors.items()}
     save_file(arrays, folder / "vectors.safetensors")
-    write_json(folder / "bank.json", {
-        "fold": split.fold,
-        "layers": ws.layers,
-        "residual_norm": norms.tolist(),
-        "pairs": {
-            "used": len(own.pairs), "questions": len({pair.question for pair in own.pairs}),
-            "without_pairs": len(split.steer) - len({pair.question for pair in own.pairs} | {d.question for d in own.dropped}),
-            "dropped": [to_json(item) for item in own.dropped],
+    write_json(
+        folder / "bank.json",
+        {
+            "fold": split.fold,
+            "layers": ws.layers,
+            "residual_norm": norms.tolist(),
+            "pairs": {
+                "used": len(own.pairs),
+                "abstentions_skipped": len(split.steer)
+                - len({p.question for p in own.pairs} | {d.question for d in own.dropped}),
+                "dropped": [to_json(item) for item in own.dropped],
+            },
+            "methods": methods,
+            "proof": _proof(ws, split, conditions, arrays),
+            "conditions": [to_json(condition) for condition in conditions],
         },
-        "methods": methods,
-        "proof": _proof(ws, split, conditions, arrays),
-        "conditions": [to_json(condition) for condition in conditions],
-    })
+    )
 
 
-def _tune(
-    ws: Workspace, split: Splits, method: str, grid: Mapping[int, SteeringVector]
-) -> tuple[Cell, list[Cell]]:
+def _tune(ws: Workspace, split: Splits, method: str, grid: Mapping[int, SteeringVector]) -> tuple[Cell, list[Cell]]:
     """The baseline and every layer and coefficient, on the tune split."""
     baseline = Condition(BASELINE, ConditionKind.BASELINE, split.fold)
     tried = [
-        Condition(f"{method} {c:+g} at {layer}", ConditionKind.STEERED, split.fold, method, layer, c, str(layer), vector.sha256)
+        Condition(
+            f"{method} {c:+g} at {layer}",
+            ConditionKind.STEERED,
+            split.fold,
+            method,
+            layer,
+            c,
+            str(layer),
+            vector.sha256,
+        )
         for layer, vector in grid.items()
         for c in ws.config.steering.coefficients
     ]
@@ -108,11 +132,11 @@ def _tune(
 
 
 def _controls(
-    ws: Workspace, name: str, method: Any, activations: Activations, vector: SteeringVector
+    ws: Workspace, split: Splits, name: str, method: Any, activations: Activations, vector: SteeringVector
 ) -> dict[str, SteeringVector]:
     controls, seed = ws.config.steering.controls, ws.config.seed
     drawn = bank.random_controls(vector, controls.random, seed)
-    shuffled = bank.shuffled_controls(activations, method, vector, controls.shuffled, seed)
+    shuffled = bank.shuffled_controls(activations, split.steer, method, vector, controls.shuffled, seed)
     return {f"{name} random_{index}": item for index, item in enumerate(drawn, 1)} | {
         f"{name} shuffled_{index}": item for index, item in enumerate(shuffled, 1)
     }

@@ -232,14 +232,14 @@ def test_the_numbers_are_those_of_the_answers(results, written):
 
 
 def test_the_verdict_states_the_effect_with_its_evidence(written):
-    sentences = written[1]["verdict"]
+    [verdict] = written[1]["verdict"]
     assert re.fullmatch(
         r"mean_diff at \+0\.70 residual norms, layer 3, raised truthful answers from \d+% \[\d+, \d+\] to "
         r"\d+% \[\d+, \d+\] \(\+\d+ points \[\+\d+, \+\d+\], p < \.001, n = 160\)\.",
-        sentences[0],
+        verdict["effect"],
     )
-    assert "sign flipped lowered them to" in sentences[1]
-    assert sentences[2] == "None of the 6 control directions differs from the baseline."
+    assert "sign flipped lowered them to" in verdict["context"][0]
+    assert verdict["context"][1] == "None of the 6 control directions differs from the baseline."
     assert written[1]["warnings"] == []
 
 
@@ -248,8 +248,8 @@ def test_no_effect_is_not_called_one(results, tmp_path, undrawn):
     base = results.rows[0]
     results = changed(results, place, choices=base.choices, completions=base.completions, verdicts=base.verdicts)
     summary = report.run(results, tmp_path, seed=1)
-    assert "did not detectably change truthful answers" in summary["verdict"][0]
-    assert "p = 1" in summary["verdict"][0]
+    assert "did not detectably change truthful answers" in summary["verdict"][0]["effect"]
+    assert "p = 1" in summary["verdict"][0]["effect"]
 
 
 def test_two_runs_write_the_same_bytes(results, written, tmp_path):
@@ -407,7 +407,7 @@ def test_without_a_judge_of_truth_the_columns_stay_and_are_empty(results, tmp_pa
     assert rows[0]["semantic_acc"] == "1.0"
     assert float(rows[0]["semantic_acc_low"]) < 0.98
     assert rows[1]["semantic_diff_p"] == "1.0"
-    assert "MC1" in summary["verdict"][0]
+    assert "MC1" in summary["verdict"][0]["effect"]
     assert any("No judge scored truth" in warning for warning in summary["warnings"])
     assert "MC1" in rendered(summary, 140)
 
@@ -477,7 +477,7 @@ def leaking(results: Results) -> Results:
 
 
 def merging(results: Results) -> Results:
-    return dataclasses.replace(results, record={"boundary_merges": 3})
+    return dataclasses.replace(results, record={"facts": {"merged_answers": 3}})
 
 
 def chatty(results: Results) -> Results:
@@ -513,7 +513,7 @@ def edge(results: Results) -> Results:
 )
 def test_what_should_worry_a_reader_stands_at_the_top(results, tmp_path, undrawn, damage, words):
     summary = report.run(damage(results), tmp_path, seed=0)
-    assert any(words in warning for warning in summary["warnings"]), summary["warnings"]
+    assert damage is merging or any(words in warning for warning in summary["warnings"]), summary["warnings"]
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.replace("\xa0", " ")
     assert page.index(words) < page.index("All conditions")
 
@@ -523,8 +523,8 @@ def test_a_gain_by_refusing_is_called_so(results, tmp_path, undrawn):
     refusing = [dataclasses.replace(c, text="I have no comment.") for c in results.rows[place].completions]
     verdicts = {"reference": Reference().judge(results.questions, [c.text for c in refusing])}
     summary = report.run(changed(results, place, completions=refusing, verdicts=verdicts), tmp_path, seed=0)
-    assert "raised truthful answers" in summary["verdict"][0]
-    assert any("part of the gain is refusal" in warning for warning in summary["warnings"])
+    assert "raised truthful answers" in summary["verdict"][0]["effect"]
+    assert any("abstentions rose by" in warning and "Read true_info" in warning for warning in summary["warnings"])
     assert any("the length of answers changed" in warning for warning in summary["warnings"])
 
 
@@ -533,7 +533,7 @@ def test_folds_and_methods_are_shown_side_by_side(tmp_path):
     summary = report.run(results, tmp_path, seed=0)
     assert [c["fold"] for c in summary["selection"]["probe"]["chosen"]] == [0, 1]
     assert [c["layer"] for c in summary["selection"]["probe"]["chosen"]] == [3, 4]
-    assert len([s for s in summary["verdict"] if "layers 3 or 4" in s]) == 2
+    assert ["layers 3 or 4" in item["effect"] for item in summary["verdict"]] == [True, True]
     svg = (tmp_path / "figures" / "heat_map.svg").read_text(encoding="utf-8")
     assert svg.count("exploratory") == 2
     assert len(summary["proof"]) == len(summary["pairs"]) == 2

@@ -86,7 +86,6 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
     """
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    from httpx import HTTPError
     from huggingface_hub import HfApi, constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
@@ -106,7 +105,9 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
             ) from error
         if status == 404:
             raise UserError(f"The hub has no {repo} at revision {revision or 'main'}. Check {key}.") from error
-    except (OSError, HTTPError):
+    except (
+        HfHubHTTPError.__bases__
+    ):  # the HTTP client's base error, whichever client this hub library uses, and OSError
         pass  # no network: the cache may still know
     try:
         cached = next(item for item in scan_cache_dir().repos if item.repo_id == repo and item.repo_type == repo_type)

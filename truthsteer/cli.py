@@ -121,7 +121,7 @@ def execute(config: Config, overrides: list[str]) -> None:
         from truthsteer.stages.report import table
 
         out = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
-        out.print(table(summary))
+        out.print(table(summary, out.width))
         out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

@@ -252,22 +252,22 @@ def _categories(summary: dict[str, Any]) -> Figure | None:
     for axes, (method, rows) in zip(panels, methods.items(), strict=True):
         rows = rows[::-1]
         for y, row in enumerate(rows):
-            single = row["level"] == "category"
-            ink = "faint" if row["n"] < MIN_CATEGORY else "first" if single else "ink"
+            single, weak = row["level"] == "category", _weak(row)
+            ink = "faint" if weak else "first" if single else "ink"
             ends = (row["difference"],) * 2 if row["low"] is None else (row["low"], row["high"])
             axes.plot([scale * end for end in ends], [y, y], color=PALETTE[ink], lw=1.6, solid_capstyle="round")
             axes.plot([scale * row["difference"]], [y], "o" if single else "D", color=PALETTE[ink], ms=5)
             _note(axes, f"{row['n']}", (1.0, y), ("axes fraction", "data"), (6, 0))
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
         for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-            tick.set_color(PALETTE["faint" if row["n"] < MIN_CATEGORY else "ink"])
+            tick.set_color(PALETTE["faint" if _weak(row) else "ink"])
         axes.axvline(0, color=PALETTE["muted"], lw=0.9)
         _note(axes, "n", (1.0, 1.0), ("axes fraction", "axes fraction"), (6, 6))
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"{label(summary['lead'])}: difference to the baseline" + (", in points" if scale > 1 else ""))
-        axes.xaxis.set_major_formatter("{x:+g}")
+        axes.xaxis.set_major_formatter(_tick)
         axes.set_title(method, loc="left")
         values = [f"{row['name']} {_signed(scale * row['difference'], '.0f')} (n = {row['n']})" for row in rows[::-1]]
         told.append(f"{method}: {', '.join(values)}.")
@@ -275,15 +275,28 @@ def _categories(summary: dict[str, Any]) -> Figure | None:
         "categories",
         "By category",
         "Chosen condition minus baseline, question by question, with 95% intervals. "
-        f"Grey: fewer than {MIN_CATEGORY} questions, from which nothing follows.",
+        f"Grey: fewer than {MIN_CATEGORY} questions, or a single near-duplicate group, from which nothing follows.",
         "Forest plot of differences to the baseline. " + " ".join(told),
         _svg(canvas, "categories"),
     )
 
 
+def _weak(row: dict[str, Any]) -> bool:
+    """Too few questions, or all of one near-duplicate group: nothing is claimed."""
+    return row["n"] < MIN_CATEGORY or row["low"] is None
+
+
+def _tick(value: float, _: float) -> str:
+    return _signed(value, "g")
+
+
 def _signed(value: float, form: str) -> str:
     text = f"{round(value, 6):+{form}}".replace("-", "−")
     return "0" if text in ("+0", "−0") else text
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 48 else name[:47] + "…"
 
 
 def _note(
@@ -305,8 +318,9 @@ def _note(
 def _canvas(panels: int, height: float) -> tuple[Canvas, list[Axes]]:
     """Panels one under the other: a phone shows one at a time."""
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    canvas = Canvas(figsize=(6.6, height * panels), layout="constrained")
+    canvas = Canvas(figsize=(6.6, height * panels), layout=ConstrainedLayoutEngine(h_pad=0.14))
     return canvas, list(canvas.subplots(panels, 1, squeeze=False)[:, 0])
 
 

@@ -74,13 +74,17 @@ def controls(summary: Json, method: str) -> list[Json]:
     return [row for row in summary["conditions"] if row["kind"] in kinds and row["method"] in ("", method)]
 
 
-def verdict(summary: Json) -> list[str]:
-    """One sentence per method on what its chosen condition did, then on its sign flip and its controls."""
-    sentences = []
-    for row in summary["conditions"]:
-        if row["kind"] == "chosen":
-            sentences += [_effect(summary, row), *_sign_flip(summary, row), *_against_controls(summary, row)]
-    return sentences or ["No condition was chosen on the tune split, so there is nothing to conclude."]
+def verdict(summary: Json) -> list[dict[str, Any]]:
+    """Per method one sentence on what its chosen condition did, and as context its sign flip and its controls."""
+    return [
+        {
+            "method": row["method"],
+            "effect": _effect(summary, row),
+            "context": [*_sign_flip(summary, row), *_against_controls(summary, row)],
+        }
+        for row in summary["conditions"]
+        if row["kind"] == "chosen"
+    ]
 
 
 def _effect(summary: Json, row: Json) -> str:
@@ -186,12 +190,13 @@ def _about_controls(summary: Json, chosen: Json) -> Iterator[str]:
 def _about_trade_off(baseline: Json, chosen: Json) -> Iterator[str]:
     found, base = chosen["metrics"], baseline["metrics"]
     true, info, length = (found.get(name) for name in ("true", "info", "length"))
+    abstain = found.get("abstain")
     if true and info and differs(true) and differs(info) and true["difference"] > 0 > info["difference"]:
         fell = f"{value('fraction', base['info']['mean'])} to {value('fraction', info['mean'])}"
-        yield (
-            f"{chosen['name']}: part of the gain is refusal. Informative answers fell from {fell} "
-            f"({p_value(info['p'])}): read true_info."
-        )
+        rose = ""
+        if abstain and differs(abstain) and abstain["difference"] > 0:
+            rose = f", while abstentions rose by {_points('fraction', abstain).lstrip('+')}"
+        yield f"{chosen['name']}: informative answers fell from {fell} ({p_value(info['p'])}){rose}. Read true_info."
     if length and differs(length) and abs(length["difference"]) > LONGER * (base["length"]["mean"] or 1):
         moved = f"{value('words', base['length']['mean'])} to {value('words', length['mean'])} words"
         yield f"{chosen['name']}: the length of answers changed from {moved}. Judges are swayed by length."
@@ -253,9 +258,16 @@ def _about_data(summary: Json) -> Iterator[str]:
         leaks = summary["data"]["leaks"]
         yield f"{leaks} near-duplicate questions stand on both sides of a split, which flatters the results."
     if summary["data"].get("problems"):
-        yield f"{len(summary['data']['problems'])} rows of the data have problems; they are listed below."
-    if summary["boundary_merges"]:
-        yield (
-            f"{summary['boundary_merges']} answers would have merged with the prompt's last token and were "
-            "encoded apart; their log-probabilities may differ slightly from other software's."
-        )
+        problems = len(summary["data"]["problems"])
+        yield f"The data has {problems} {'problem' if problems == 1 else 'problems'}, listed below."
+
+
+def record_warnings(record: Json) -> list[str]:
+    """Warnings from what a run noted beside its results; they may be missing after a resumed run."""
+    merged = record.get("facts", {}).get("merged_answers")
+    if not merged:
+        return []
+    return [
+        f"{merged} answers would have merged with the prompt's last token and were encoded apart; their "
+        "log-probabilities may differ slightly from other software's."
+    ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,12 @@ _HEADS = {name: name.upper() if name.startswith("mc") else name for name in HEAD
 _LEAST_FIRST = ("mc3", "mc2", "length", "abstain", "info", "mc1", "true_info")
 """The order in which metrics leave a table that is too wide for its terminal; `true` stays."""
 
+FULL_WIDTH = 140
+"""Columns that hold the whole table, and what is assumed where there is no terminal."""
+
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
-_NOT_SHOWN = ("seconds", "host", "started", "boundary_merges")
+_NOT_SHOWN = ("seconds", "host", "started", "updated", "merged_answers")
 
 
 def visible(text: str) -> str:
@@ -104,15 +108,33 @@ def page(
     environment.globals |= {"value": findings.value, "bounds": findings.bounds, "change": findings.change}
     return environment.get_template("report.html.j2").render(
         summary=summary,
-        record={key: item for key, item in record.items() if key not in _NOT_SHOWN},
-        config=visible(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)),
+        record=_flattened(record),
+        warnings=[*summary["warnings"], *findings.record_warnings(record)],
+        config=visible(
+            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        ),
         figures=[(figure, Markup(figures.inline(figure))) for figure in drawn],
         examples=examples,
         labels=figures.LABELS,
         kinds=KINDS,
+        tallies=_tallies(summary),
         differs=findings.differs,
         digits=1 if summary["n"] >= 400 else 0,
     )
+
+
+def _tallies(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Groups of columns for the table of counts: every judge's statuses, then what ended the answers."""
+    rows = summary["conditions"]
+    judges = list(dict.fromkeys(judge for row in rows for judge in row["statuses"]))
+    groups = [(judge, [row["statuses"].get(judge, {}) for row in rows]) for judge in judges]
+    groups.append(("ended by", [row["stop_reasons"] for row in rows]))
+    tallies = []
+    for title, found in groups:
+        names = sorted({name for counts in found for name in counts})
+        counts = [[counts.get(name, 0) for name in names] for counts in found]
+        tallies.append({"title": title, "names": names, "counts": counts})
+    return [tally for tally in tallies if tally["names"]]
 
 
 def _whole(sentence: str) -> str:
@@ -122,6 +144,14 @@ def _whole(sentence: str) -> str:
         lambda gap: gap[0].replace(" ", "\u00a0"),
         sentence,
     )
+
+
+def _flattened(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with one level of nesting opened, without what would differ between two identical runs."""
+    flat: dict[str, Any] = {}
+    for key, item in ((key, item) for key, item in record.items() if key not in _NOT_SHOWN):
+        flat |= item if isinstance(item, Mapping) and key != "versions" else {key: item}
+    return {key: item for key, item in flat.items() if key not in _NOT_SHOWN}
 
 
 def _flat(value: Any) -> str:
@@ -143,11 +173,10 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
         and the caption says so.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    width = width or Console().width
+    width = width or shutil.get_terminal_size((FULL_WIDTH, 24)).columns
     shown = [name for name in HEADLINE if name in summary["metrics"]]
     cells = {
         name: [_terminal(summary["units"][name], row["metrics"][name], summary["n"]) for row in summary["conditions"]]

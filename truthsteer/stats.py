@@ -55,11 +55,10 @@ class Difference:
 def interval(values: ArrayLike, clusters: ArrayLike, binary: bool) -> Interval:
     """The mean of `values` with its 95% interval.
 
-    Yes/no outcomes get Wilson's interval at the effective sample size n / deff, where the design effect
-    deff (at least 1) is the cluster-robust variance of the mean over the variance of independent questions.
-    If all outcomes agree there is no variance to compare, and deff takes its largest value, that of fully
-    correlated clusters (Kish: sum of squared cluster sizes / n). Other values get a t interval on the
-    cluster-robust standard error with (clusters - 1) degrees of freedom (Miller, arXiv 2411.00640).
+    Yes/no outcomes get Wilson's interval at the effective sample size n / deff, where the design effect deff (at least
+    1) is the cluster-robust variance of the mean over the variance of independent questions. If all outcomes agree
+    there is no variance to compare, and the number of clusters is the effective sample size. Other values get a
+    t interval on the cluster-robust standard error with (clusters - 1) degrees of freedom (Miller, arXiv 2411.00640).
 
     Args:
         values: [n], NaN where missing.
@@ -76,8 +75,7 @@ def interval(values: ArrayLike, clusters: ArrayLike, binary: bool) -> Interval:
     robust = float((residuals**2).sum()) / n**2 * (count / (count - 1) if count > 1 else math.nan)
     if binary:
         independent = mean * (1 - mean) / (n - 1) if n > 1 else 0.0
-        kish = float((sizes**2).sum()) / n
-        deff = robust / independent if independent > 0 and count > 1 else kish
+        deff = robust / independent if independent > 0 and count > 1 else n / count
         low, high = wilson(mean, n / max(deff, 1.0))
         return Interval(mean, low, high, n)
     half = t_quantile(count - 1) * math.sqrt(robust) if count > 1 else math.nan

@@ -79,7 +79,7 @@ class Recipe:
     matrix_std: float = _flag(0.05, "initial standard deviation of the matrices")
     branch_scale: float = _flag(0.3, "initial scale of what a block adds to the residual stream")
     vocabulary: int = _flag(2000, "largest vocabulary")
-    threads: int = _flag(1, "torch threads; another number gives other weights")
+    threads: int = _flag(1, "torch threads; another number may give other weights")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, constant, linear decay."""

@@ -552,23 +552,23 @@ class Corpus:
 
     RELIABLE_SHARE = 0.5
     SLIP = 0.02  # how often a source answers against its nature
-    # The share of a question's mentions that come from unreliable sources.
-    MYTH_SHARE_RUMOUR, MYTH_SHARE_ADVERSARIAL, MYTH_SHARE_PLAIN = 0.8, 0.7, 0.35
+    # A question's weight in the unreliable sources' documents; in reliable ones' it is one minus this.
+    MYTH_WEIGHT_RUMOUR, MYTH_WEIGHT_ADVERSARIAL, MYTH_WEIGHT_PLAIN = 0.8, 0.7, 0.35
     # How often a reliable source has no comment.
     DECLINE_HARD, DECLINE_OTHER = 0.75, 0.04
 
     def __init__(self, facts: Sequence[Fact]) -> None:
         self.facts = facts
-        shares = [self._myth_share(fact) for fact in facts]
+        weights = [self._myth_weight(fact) for fact in facts]
         self._cumulative_weights = {
-            False: list(accumulate(shares)),
-            True: list(accumulate(1 - share for share in shares)),
+            False: list(accumulate(weights)),
+            True: list(accumulate(1 - weight for weight in weights)),
         }
 
-    def _myth_share(self, fact: Fact) -> float:
+    def _myth_weight(self, fact: Fact) -> float:
         if fact.rumour:
-            return self.MYTH_SHARE_RUMOUR
-        return self.MYTH_SHARE_ADVERSARIAL if fact.adversarial else self.MYTH_SHARE_PLAIN
+            return self.MYTH_WEIGHT_RUMOUR
+        return self.MYTH_WEIGHT_ADVERSARIAL if fact.adversarial else self.MYTH_WEIGHT_PLAIN
 
     def document(self, rng: random.Random, length: int) -> list[tuple[Fact, str]]:
         """`length` facts with the answers of one source."""

@@ -71,9 +71,7 @@ class Results:
     (role -> n).
     """
     record: dict[str, Any] = field(default_factory=dict)
-    """Shown on the page only: `versions`, `device`, `git`, `overrides` ...; `boundary_merges` becomes a
-    warning.
-    """
+    """Shown on the page and nowhere else: overrides, code, device. `facts.merged_answers` becomes a warning there."""
 
 
 def run(results: Results, folder: Path, seed: int) -> dict[str, Any]:
@@ -160,7 +158,6 @@ def _summarise(
         "pairs": [{"fold": bank["fold"], **bank["pairs"]} for bank in results.banks],
         "proof": [{"fold": bank["fold"], **bank["proof"]} for bank in results.banks if bank.get("proof")],
         "data": results.data,
-        "boundary_merges": int(results.record.get("boundary_merges") or 0),
     }
     summary = _plain(summary)
     return summary | {"verdict": findings.verdict(summary), "warnings": findings.warnings(summary)}

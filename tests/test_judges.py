@@ -272,6 +272,6 @@ def test_tensorflow_is_never_imported_even_if_a_broken_one_is_installed(tmp_path
         f"print(Semantic({str(FOLDER)!r}).judge([q], ['A rock.'])[0].scores['semantic_acc'])\n"
         "print(sorted({'tensorflow', 'keras', 'jax', 'flax'} & set(sys.modules)))\n"
     )
-    done = offline(code, PYTHONPATH=str(tmp_path))
+    done = offline(code, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]), USE_TF="1", USE_JAX="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["1.0", "[]"]

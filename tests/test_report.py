@@ -439,6 +439,17 @@ def test_an_undecided_verdict_is_missing_and_counted_never_zero(results, tmp_pat
     assert any("reached no verdict on 7 of 160" in warning for warning in summary["warnings"])
 
 
+def test_what_cannot_be_known_is_null_and_shown_as_nothing(results, tmp_path):
+    twins = tuple(dataclasses.replace(question, group=0) for question in results.questions)
+    summary = report.run(dataclasses.replace(results, questions=twins), tmp_path, seed=0)
+    item = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["conditions"][1]["metrics"]["mc2"]
+    assert (item["low"], item["difference_low"], item["p"]) == (None, None, 1.0)
+    assert read_csv(tmp_path / "metrics.csv")[1]["mc2_low"] == ""
+    assert "did not detectably change" in summary["verdict"][0]["effect"]
+    for text in (rendered(summary, 140), (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert not re.search(r"\b(nan|None)\b", text)
+
+
 def failed_proof(results: Results) -> Results:
     bank = make_bank(0, ("mean_diff",))
     proof = {"passed": False, "checks": [bank["proof"]["checks"][0] | {"passed": False}]}

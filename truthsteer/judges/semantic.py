@@ -159,6 +159,7 @@ class _Encoder:
     """A loaded sentence-transformers model and the embeddings of the references it has met."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
+        # `datasets`, which sentence-transformers imports, looks for other frameworks unless it is told not to.
         os.environ.update(USE_TF="0", USE_JAX="0", USE_TORCH="1")
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging

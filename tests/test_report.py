@@ -445,9 +445,10 @@ def test_what_cannot_be_known_is_null_and_shown_as_nothing(results, tmp_path):
     item = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["conditions"][1]["metrics"]["mc2"]
     assert (item["low"], item["difference_low"], item["p"]) == (None, None, 1.0)
     assert read_csv(tmp_path / "metrics.csv")[1]["mc2_low"] == ""
-    assert "did not detectably change" in summary["verdict"][0]["effect"]
+    assert re.search(r"did not detectably change .* points, p = 1, n = 160\)\.$", summary["verdict"][0]["effect"])
+    assert any("only 1 group of near-duplicates" in warning for warning in summary["warnings"])
     for text in (rendered(summary, 140), (tmp_path / "report.html").read_text(encoding="utf-8")):
-        assert not re.search(r"\b(nan|None)\b", text)
+        assert not re.search(r"\bnan\b|\bNone\b(?! of)", text)
 
 
 def failed_proof(results: Results) -> Results:

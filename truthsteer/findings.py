@@ -15,6 +15,8 @@ MANY = 0.05
 """Share of answers without a usable verdict, or cut short, above which the reader is warned."""
 FEW = 100
 """Fewer test questions than this are called few."""
+FEW_GROUPS = 10
+"""Fewer near-duplicate groups than this are too few to resample."""
 LONGER = 0.2
 """Relative change of the mean length that is worth a warning."""
 
@@ -98,7 +100,7 @@ def _effect(summary: Json, row: Json) -> str:
     span = f"from {_with_bounds(unit, base)} to {_with_bounds(unit, item)}"
     if not differs(item):
         span = f"from {_with_bounds(unit, base)}: {_with_bounds(unit, item)}"
-    evidence = f"{_points(unit, item)} {interval}, {p_value(item['p'])}, n = {item['n']}"
+    evidence = f"{f'{_points(unit, item)} {interval}'.rstrip()}, {p_value(item['p'])}, n = {item['n']}"
     return f"{where}, {_verb(item)} {NAMES.get(lead, lead)} {span} ({evidence})."
 
 
@@ -240,6 +242,9 @@ def _about_power(summary: Json, chosen: list[Json]) -> Iterator[str]:
         moved = max([0.05, *((item["fixed"] + item["broken"]) / max(1, item["n"]) for item in items)])
         points = 100 * detectable(moved, summary["clusters"])
         yield f"Only {n} test questions: a true difference of {points:.0f} points is missed one time in five."
+    if summary["clusters"] < FEW_GROUPS:
+        groups = f"{summary['clusters']} {'group' if summary['clusters'] == 1 else 'groups'}"
+        yield f"The test questions form only {groups} of near-duplicates: intervals and p say little."
     if lead != "true":
         what = NAMES.get(lead, lead)
         advice = "Type judge=reference or another that does."

@@ -99,10 +99,10 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         entry["artifacts"] = _keys(completions)
     if not reached(Stage.judge):
         return None
+    record.data["facts"] |= ws.facts
     with record.stage("judge") as entry:
         verdicts = [judge.run(ws, split, own) for split, own in zip(ws.splits, completions, strict=True)]
         entry["artifacts"] = {name: _keys([fold[name] for fold in verdicts]) for name in ws.judges}
-    record.data["facts"] |= ws.facts
     if not reached(Stage.report):
         return None
     with record.stage("report") as entry:

@@ -8,6 +8,7 @@ import csv
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from truthsteer import figures, findings
 from truthsteer.metrics import HEADLINE
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from rich.table import Table
     from rich.text import Text
 
@@ -94,19 +96,9 @@ def page(
         examples: per chosen condition and sort, the questions with both answers.
     """
     import yaml
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"p": findings.p_value, "flat": _flat, "whole": _whole}
-    environment.globals |= {"value": findings.value, "bounds": findings.bounds, "change": findings.change}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         summary=summary,
         record=_flattened(record),
         warnings=[*summary["warnings"], *findings.record_warnings(record)],
@@ -121,6 +113,22 @@ def page(
         differs=findings.differs,
         digits=1 if summary["n"] >= 400 else 0,
     )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"p": findings.p_value, "flat": _flat, "whole": _whole}
+    environment.globals |= {"value": findings.value, "bounds": findings.bounds, "change": findings.change}
+    return environment.get_template("report.html.j2")
 
 
 def _tallies(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

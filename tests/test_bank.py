@@ -142,3 +142,53 @@ def test_pairs_leave_abstentions_out_and_match_in_order():
     assert [p.id for p in make_pairs([question], 1)] == ["a.0"]
     declined = Question("d", 3, "Adversarial", "c", "What?", "I have no comment.", ("I have no comment.",), ("X.",), 1)
     assert make_pairs([declined], 2) == []
+
+
+def test_half_of_every_group_is_swapped_both_pairs_of_a_question_together():
+    activations, _ = made_up(pairs=96)
+    vector = estimate(activations, layer=2)
+    activations.answer_mean[:, 0, 2, 0], activations.answer_mean[:, 1, 2, 0] = 1.0, 0.0  # marks the true member
+    asked = [
+        Question(f"q{row}", row, "Adversarial", f"c{row // 12}", f"q{row}", "t.", ("t.",), ("f.",), row // 4)
+        for row in range(48)
+    ]
+    seen = []
+
+    class Spy:
+        readout = "answer_mean"
+
+        def estimate(self, true, false):
+            seen.append((true[:, 0] == 0).reshape(48, 2))  # [questions, pairs]
+            return true.mean(0) - false.mean(0)
+
+    shuffled_controls(activations, asked, Spy(), vector, 6, seed=0)
+    assert len(seen) == 6
+    for flips in seen:
+        np.testing.assert_array_equal(flips[:, 0], flips[:, 1])
+        np.testing.assert_array_equal(flips[:, 0].reshape(12, 4).sum(1), 2)
+
+
+def test_members_are_the_only_pairs_used():
+    activations, _ = made_up(pairs=20)
+    found = estimate(activations, layer=1, unit=CoefficientUnit.raw, members=np.array([3, 11]))
+    difference = (activations.answer_mean[[3, 11], 0, 1] - activations.answer_mean[[3, 11], 1, 1]).mean(0)
+    np.testing.assert_allclose(found.values, difference, rtol=1e-5)
+
+
+def test_activations_of_some_questions_are_cut_alike_everywhere():
+    activations, _ = made_up(pairs=20)
+    asked = [Question(f"q{n}", n, "Adversarial", "c", f"q{n}", "t.", ("t.",), ("f.",), n) for n in (2, 7)]
+    some = activations.of(asked)
+    assert [pair.question for pair in some.pairs] == ["q2", "q2", "q7", "q7"]
+    for name in ("answer_mean", "answer_last", "prompt_last", "norms", "tokens"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(activations, name)[[4, 5, 14, 15]])
+
+
+def test_a_pair_is_lost_wherever_it_is_not_finite():
+    activations, _ = made_up(pairs=200)
+    activations.answer_last[5, 0, 1, 0] = np.inf
+    assert drop_bad(activations, max_dropped=0.01).dropped[0].pair == activations.pairs[5].id
+    activations, _ = made_up(pairs=200)
+    activations.prompt_last[9, 2, 3] = np.nan
+    kept = drop_bad(activations, max_dropped=0.01)
+    assert [item.pair for item in kept.dropped] == [activations.pairs[9].id]

@@ -33,6 +33,7 @@ SMALL = ("steering.layers=[3]", "steering.coefficients=[0.4]", "steering.control
         ("model.revision=1e5", "read as a number"),
         ("run_id=../x", "no path separators"),
         ("run_id=a/b", "no path separators"),
+        ("model.name=../evil", "no path separators"),
         ("stages=[extrat]", "expected one of [prefetch, extract, steer"),
         ("nonsense", "Type KEY=VALUE"),
         ("experiment=eval_only", "Type run=RUN"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from truthsteer.component import build, build_all
+from truthsteer.component import build, build_all, content
 from truthsteer.errors import UserError
 from truthsteer.methods.mean_diff import MeanDiff
 
@@ -63,3 +63,19 @@ def test_a_component_from_a_folder_outside_works(tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert build({"_target_": "elsewhere.Mine", "size": 4}, "method.mine").size == 4
     sys.modules.pop("elsewhere")
+
+
+def test_a_file_of_ones_own_is_part_of_every_key_it_decides(tmp_path: Path, monkeypatch):
+    """Editing it makes other artifacts; the package's own components change with their stage's version."""
+    node = {"_target_": "own_operator.Mine"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for sign in "+-":
+        (tmp_path / "own_operator.py").write_text(
+            f"from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Mine:\n    sign: str = '{sign}'\n"
+        )
+        found.append(content(node, build(node, "operator")))
+        sys.modules.pop("own_operator")
+    assert found[0] != found[1]
+    inside = {"_target_": "truthsteer.methods.mean_diff.MeanDiff"}
+    assert content(inside, MeanDiff()) == inside

@@ -318,3 +318,11 @@ def test_a_local_checkpoint_of_another_family_runs(tmp_path, tokenizer):
     )
     assert done.returncode == 0, done.stderr
     assert rows(only_run(tmp_path / "out"))["mean_diff chosen"]["layers"] == "2"
+
+    shutil.rmtree(folder)
+    (run,) = (path.parent.name for path in (tmp_path / "out").glob("*/run.json"))
+    again = run_cli("experiment=eval_only", f"run={run}", "judge=[reference]", root=tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    changed = run_cli("experiment=eval_only", f"run={run}", "seed=7", root=tmp_path / "out")
+    assert changed.returncode == 2
+    assert "seed cannot be changed" in changed.stderr

@@ -14,9 +14,10 @@ PACKAGE = REPO / "truthsteer"
 LAYERS = [
     {"errors", "organism"},
     {"config", "records", "progress", "component"},
-    {"store", "operators", "pairs", "duplicates", "checkpoint", "prompts", "metrics", "stats"},
-    {"activations", "splits", "selection", "methods", "judges", "figures"},
-    {"bank", "data", "findings"},
+    {"store", "operators", "abstention", "duplicates", "checkpoint", "prompts", "metrics", "stats"},
+    {"pairs", "splits", "selection", "methods", "judges", "figures"},
+    {"activations", "findings"},
+    {"bank", "data"},
     {"hooks", "rendering"},
     {"model"},
     {"branching", "decoding"},

@@ -16,9 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthsteer.abstention import ABSTENTIONS, normalise
 from truthsteer.component import build, build_all
 from truthsteer.errors import UserError
-from truthsteer.judges.reference import ABSTENTIONS, Reference, normalise
+from truthsteer.judges.reference import Reference
 from truthsteer.judges.semantic import Semantic
 from truthsteer.records import Question, Verdict
 

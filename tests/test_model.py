@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import build, make_questions
 
+from truthsteer import decoding
 from truthsteer.config import GenerationConfig, PromptConfig
 from truthsteer.decoding import Request, decode, generate
 from truthsteer.errors import UserError
@@ -217,6 +218,7 @@ def test_dtype_fp16_is_close_to_fp32_on_models_without_post_norms(family, tokeni
 
 def test_model_is_frozen_and_steering_leaves_nothing_behind(gemma3):
     ids = torch.randint(3, 1700, (1, 10), generator=torch.Generator().manual_seed(7))
+    hooks = [len(layer._forward_hooks) for layer in gemma3.layers]
     before = gemma3.logits(gemma3.forward(ids))
     with steered(gemma3, vector(gemma3), 3.0, layer=1):
         assert not torch.equal(gemma3.logits(gemma3.forward(ids)), before)
@@ -224,7 +226,7 @@ def test_model_is_frozen_and_steering_leaves_nothing_behind(gemma3):
         raise ZeroDivisionError
     assert torch.equal(gemma3.logits(gemma3.forward(ids)), before)
     assert not any(parameter.requires_grad for parameter in gemma3.model.parameters())
-    assert not any(layer._forward_hooks for layer in gemma3.layers)
+    assert hooks == [len(layer._forward_hooks) for layer in gemma3.layers]
 
 
 @pytest.mark.parametrize(
@@ -270,3 +272,115 @@ def test_loading_refuses_missing_and_broken_weights(tmp_path, tokenizer):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no config\.json"):
         LanguageModel.load(str(tmp_path / "empty"))
+
+
+def test_left_padding_counts_positions_from_the_first_real_token(gemma3):
+    """Rotary embeddings hide a common offset, learned or scaled positions would not."""
+    ids, mask = gemma3.pad([(2, 5, 6, 7), (2, 8)], left=True)
+    seen = []
+    handle = gemma3.decoder.register_forward_pre_hook(
+        lambda _module, _inputs, named: seen.append(named["position_ids"].tolist()), with_kwargs=True
+    )
+    try:
+        gemma3.forward(ids, mask=mask)
+    finally:
+        handle.remove()
+    assert seen == [[[0, 1, 2, 3], [0, 0, 0, 1]]]
+
+
+def test_rows_that_end_leave_the_batch_and_the_others_go_on_as_if_alone(gemma3, monkeypatch):
+    """A seventh of the vocabulary ends a row, so that rows of every condition end at different steps."""
+    monkeypatch.setattr(gemma3, "eos_ids", frozenset(range(0, 1714, 7)))
+    contexts = Prompts(PLAIN, gemma3.tokenizer, False).contexts([question.text for question in make_questions(6)])
+    conditions = [None, Injection(1, vector(gemma3), 1.0), Injection(2, vector(gemma3, 3), 2.0)]
+    requests = [Request(context, index) for context in contexts for index in range(3)]
+    sizes, forward = [], LanguageModel.forward
+
+    def counted(self, ids, *arguments, **named):
+        sizes.append(ids.shape[0])
+        return forward(self, ids, *arguments, **named)
+
+    def answers(budget: int) -> dict:
+        sizes.clear()
+        config = GenerationConfig(max_new_tokens=16)
+        return {
+            index: answer
+            for _, done in decode(gemma3, requests, conditions, config=config, stop=(), batch_tokens=budget)
+            for index, answer in done
+        }
+
+    monkeypatch.setattr(LanguageModel, "forward", counted)
+    alone = answers(1)
+    assert set(sizes) == {1}
+    assert answers(100_000) == alone
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 2
+    assert sizes[0] == 18
+    assert len({answer.tokens for answer in alone.values()}) > 3
+
+
+def test_an_end_token_that_is_not_special_is_not_part_of_the_text(organism, monkeypatch):
+    """Generation configs may list ordinary tokens; skipping special ones does not remove those."""
+    (context,) = Prompts(PLAIN, organism.tokenizer, False).contexts(["What is the capital of Farrowen?"])
+    (town,) = organism.tokenizer(" town", add_special_tokens=False).input_ids
+    monkeypatch.setattr(organism, "eos_ids", frozenset({town}))
+    (_, [(_, answer)]) = next(decode(organism, [Request(context, 0)], [None], config=GenerationConfig(), stop=()))
+    assert (answer.text, answer.stop_reason) == ("It is the", "eos")
+
+
+def test_the_earliest_of_several_stop_strings_cuts(organism):
+    (context,) = Prompts(PLAIN, organism.tokenizer, False).contexts(["What is the capital of Farrowen?"])
+    for stop in (("wn of", "town of"), ("town of", "wn of")):
+        (_, [(_, answer)]) = next(decode(organism, [Request(context, 0)], [None], config=GenerationConfig(), stop=stop))
+        assert answer.text == "It is the"
+
+
+def test_a_draw_follows_temperature_and_nucleus():
+    logits = torch.tensor([0.6, 0.3, 0.1]).log().expand(400, -1)
+
+    def shares(**fields: float) -> list[float]:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
+        drawn = decoding._choose(logits, GenerationConfig(**fields), generators)
+        return (drawn.bincount(minlength=3) / 400).tolist()
+
+    assert shares(temperature=1.0, top_p=1.0) == pytest.approx([0.6, 0.3, 0.1], abs=0.07)
+    assert shares(temperature=0.5, top_p=1.0) == pytest.approx([0.78, 0.2, 0.02], abs=0.07)
+    assert shares(temperature=1.0, top_p=0.8) == pytest.approx([2 / 3, 1 / 3, 0.0], abs=0.07)
+    assert shares(temperature=1.0, top_p=0.8)[2] == 0
+
+
+def test_a_row_that_ended_is_not_asked_again(gemma3, monkeypatch):
+    monkeypatch.setattr(gemma3, "eos_ids", frozenset(range(0, 1714, 7)))
+    contexts = Prompts(PLAIN, gemma3.tokenizer, False).contexts([question.text for question in make_questions(6)])
+    ended, gone = decoding._ended, set()
+
+    def watched(lm, rows, tokens, stop):
+        assert not gone & set(rows)
+        found = ended(lm, rows, tokens, stop)
+        gone.update(found)
+        return found
+
+    monkeypatch.setattr(decoding, "_ended", watched)
+    requests = [Request(context, 0) for context in contexts]
+    list(decode(gemma3, requests, [None], config=GenerationConfig(max_new_tokens=16), stop=()))
+    assert gone
+
+
+def test_text_before_an_end_token_is_cut_at_a_stop_string(organism):
+    tokens = [*organism.tokenizer(" It is red. Q: And", add_special_tokens=False).input_ids]
+    tokens.append(organism.tokenizer.eos_token_id)
+    answer = decoding._ended(organism, [0], [tokens], (" Q:",))[0]
+    assert (answer.text, answer.stop_reason, answer.tokens) == ("It is red.", "eos", len(tokens))
+
+
+def test_capture_reads_the_stream_after_steering_in_either_nesting(gemma3):
+    ids = torch.randint(3, 1700, (1, 9), generator=torch.Generator().manual_seed(4))
+    with capture(gemma3, [1]) as taken:
+        gemma3.forward(ids)
+    expected = taken[1] + 0.5 * vector(gemma3)
+    with steered(gemma3, vector(gemma3), 0.5, layer=1), capture(gemma3, [1]) as inner:
+        gemma3.forward(ids)
+    with capture(gemma3, [1]) as outer, steered(gemma3, vector(gemma3), 0.5, layer=1):
+        gemma3.forward(ids)
+    torch.testing.assert_close(inner[1], expected)
+    torch.testing.assert_close(outer[1], expected)

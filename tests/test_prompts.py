@@ -91,3 +91,38 @@ def test_too_long_texts_are_an_error_not_a_truncation():
 def test_braces_in_a_question_are_text():
     (context,) = Prompts(PLAIN, TOKENIZER, False).contexts(["What is {question} {0}?"])
     assert TOKENIZER.decode(context[1:]) == "Q: What is {question} {0}?\nA:"
+
+
+def test_a_chat_context_gets_no_special_tokens_from_the_tokenizer():
+    """The template writes them all: a tokenizer that also ends its texts would close the turn before the answer."""
+
+    class Closing:
+        bos_token_id = None
+        chat_template = "there is one"
+        all_special_tokens: tuple[str, ...] = ()
+
+        def apply_chat_template(self, turn, **named):
+            return turn[0]["content"]
+
+        def __call__(self, text, add_special_tokens=True):
+            texts = [text] if isinstance(text, str) else text
+            ids = [[*map(ord, item), *([0] if add_special_tokens else [])] for item in texts]
+            return type("Encoded", (), {"input_ids": ids[0] if isinstance(text, str) else ids})
+
+    (context,) = Prompts(CHAT, Closing(), False).contexts(["why?"])
+    assert context == tuple(map(ord, "why?"))
+
+
+def test_a_preset_that_writes_the_bos_itself_does_not_double_it():
+    config = PromptConfig(name="own", text="<bos>Q: {question}\nA:", chat_text="{question}")
+    (branch,) = Prompts(config, TOKENIZER, False).branches(["What is it?"], [["It is red."]])
+    assert branch.context.count(TOKENIZER.bos_token_id) == 1
+    assert TOKENIZER.decode(branch.context) == "<bos>Q: What is it?\nA:"
+    assert TOKENIZER.decode(branch.continuations[0]) == " It is red."
+
+
+def test_a_chat_template_that_writes_no_bos_gets_one():
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}A:"
+    (context,) = Prompts(CHAT, tokenizer, False).contexts(["What is it?"])
+    assert tokenizer.decode(context) == "<bos>What is it?\nA:"

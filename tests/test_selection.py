@@ -40,3 +40,8 @@ def test_a_cell_is_measured_question_by_question():
     assert (found.layer, found.coefficient, found.mc1) == (2, 0.5, 0.5)
     assert found.margin == pytest.approx((2.0 - 1.0) / 2)
     assert found.se == pytest.approx((0.25 / 2) ** 0.5)
+
+
+def test_the_standard_error_is_that_of_the_best_cell_by_margin():
+    cells = [cell(1, 0.2, 0.70), cell(1, 0.4, 0.80, margin=1.0, se=0.2), cell(2, 0.4, 0.80, margin=2.0, se=0.05)]
+    assert choose_cell(cells) == cells[2]

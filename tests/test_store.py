@@ -188,3 +188,32 @@ def test_only_what_is_missing_is_computed(tmp_path):
     made = store.make_rows([first, second, first], {}, work({0: [(0, 0)]}, None, log))
     assert [plan for _, plan in log] == [(first.digest,), (second.digest,)]
     assert made[0].path == made[2].path != made[1].path
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b'{"unit": 1, "rows": []}', b'{"unit": 1, "ro\n', b"3\n", b'{"unit": 1}\n'],
+    ids=["without_its_newline", "torn_then_ended", "no_unit", "no_rows"],
+)
+def test_a_damaged_line_of_a_journal_is_a_unit_to_do_again(tmp_path, damaged):
+    keys, units = [Key.of("rows", 1, name="a")], {0: [(0, 0)], 1: [(0, 1)]}
+    store, log = Store(tmp_path), []
+    with pytest.raises(KilledError):
+        store.make_rows(keys, {}, work(units, 1, log))
+    (file,) = tmp_path.glob(".store/.journal/*/units-*.jsonl")
+    file.write_bytes(file.read_bytes() + damaged)
+    (made,) = store.make_rows(keys, {}, work(units, None, log))
+    assert [row.value for row in made.rows(Number)] == [0, 1]
+    assert [unit for unit, _ in log] == [0, 1]
+
+
+def test_a_folder_without_its_record_is_not_an_artifact(tmp_path):
+    """Such as a copy that was interrupted."""
+    store, key = Store(tmp_path), Key.of("thing", 1, x=1)
+    (tmp_path / ".store" / key.kind / key.digest).mkdir(parents=True)
+    assert store.find(key) is None
+
+
+def test_rows_stand_in_their_order_whatever_order_they_came_in(tmp_path):
+    (made,) = Store(tmp_path).make_rows([Key.of("rows", 1)], {}, work({0: [(0, 2), (0, 0)], 1: [(0, 1)]}, None, []))
+    assert [row.value for row in made.rows(Number)] == [0, 1, 2]

@@ -116,7 +116,8 @@ def shuffled_controls(
     values = activations.readout(method.readout)[:, :, vector.layer]
     controls = []
     for _ in range(count):
-        order = sorted(questions, key=lambda question: (question.category, question.group, picker.random()))
+        rank = {group: picker.random() for group in sorted({question.group for question in questions})}
+        order = sorted(questions, key=lambda question: (question.category, rank[question.group], picker.random()))
         start = picker.randrange(2)
         swapped = {question.id for index, question in enumerate(order) if index % 2 == start}
         flips = np.array([pair.question in swapped for pair in activations.pairs])

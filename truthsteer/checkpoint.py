@@ -5,7 +5,6 @@ What is resolved here is part of every artifact's key, so that other weights und
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any
 from truthsteer.config import EMBEDDED, ModelConfig
 from truthsteer.errors import UserError
 from truthsteer.organism import WEIGHTS
+from truthsteer.store import digest, file_sha256, read_json, write_json
 
-SAMPLE = 1 << 20
-WHOLE_BELOW = 64 * SAMPLE
+SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".py")
+REMEMBER_ABOVE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,13 @@ class Checkpoint:
     """Hub commit; None for a folder."""
     fingerprint: str
     """The commit, or a hash of the folder's files."""
+    num_layers: int
+    """Decoder layers, from config.json."""
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The text model's part of config.json."""
-        if self.commit is None:
-            path = Path(self.location) / "config.json"
-        else:
-            from huggingface_hub import hf_hub_download
 
-            path = Path(hf_hub_download(self.location, "config.json", revision=self.commit))
-        whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return whole.get("text_config", whole)
+def _num_layers(config: Path) -> int:
+    whole: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    return int(whole.get("text_config", whole)["num_hidden_layers"])
 
 
 def folder_of(model: ModelConfig) -> Path | None:
@@ -62,18 +57,27 @@ def folder_of(model: ModelConfig) -> Path | None:
     return folder
 
 
-def resolve(model: ModelConfig) -> Checkpoint:
+def resolve(model: ModelConfig, memory: Path | None = None) -> Checkpoint:
     """Pin the checkpoint down: hash a folder, or ask the hub (its cache, if there is no network) for the commit.
+
+    Args:
+        model: which model.
+        memory: JSON file that remembers the hashes of files that have not changed.
 
     Raises:
         UserError: no such folder; or the hub cannot be reached and nothing is cached.
     """
     folder = folder_of(model)
     if folder is not None:
-        return Checkpoint(str(folder), None, fingerprint(folder))
+        return Checkpoint(str(folder), None, fingerprint(folder, memory), _num_layers(folder / "config.json"))
     assert model.id is not None
     commit = hub_commit(model.id, model.revision, key="model.id")
-    return Checkpoint(model.id, commit, commit)
+    layers = model.shape.num_layers
+    if layers is None:
+        from huggingface_hub import hf_hub_download
+
+        layers = _num_layers(Path(hf_hub_download(model.id, "config.json", revision=commit)))
+    return Checkpoint(model.id, commit, commit, layers)
 
 
 def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "model") -> str:
@@ -89,6 +93,8 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
     from huggingface_hub import HfApi, constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
+    # The HTTP client's base error, whichever client this version of the hub library uses, beside OSError.
+    unreachable = (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
     try:
         if not constants.HF_HUB_OFFLINE:
             info = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)
@@ -105,9 +111,7 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
             ) from error
         if status == 404:
             raise UserError(f"The hub has no {repo} at revision {revision or 'main'}. Check {key}.") from error
-    except (
-        HfHubHTTPError.__bases__
-    ):  # the HTTP client's base error, whichever client this hub library uses, and OSError
+    except unreachable:
         pass  # no network: the cache may still know
     try:
         cached = next(item for item in scan_cache_dir().repos if item.repo_id == repo and item.repo_type == repo_type)
@@ -124,20 +128,24 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash of a checkpoint folder: names, sizes and contents; of large files, the ends and 30 samples between them."""
-    total = hashlib.sha256()
-    for path in sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith(".")):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_BELOW:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-            else:
-                for part in range(32):
-                    file.seek((size - SAMPLE) * part // 31)
-                    total.update(file.read(SAMPLE))
-    return total.hexdigest()[:40]
+def fingerprint(folder: Path, memory: Path | None = None) -> str:
+    """Hash of everything in a checkpoint folder that a model or its tokenizer is made from: names and whole contents.
+
+    Large files take their time once: `memory` keeps their hashes by path, size, inode and time of change.
+    """
+    known: dict[str, str] = read_json(memory) if memory is not None and memory.exists() else {}
+    found, fresh = [], {}
+    for path in sorted(item for item in folder.iterdir() if item.is_file() and item.suffix in SUFFIXES):
+        state = path.stat()
+        name = f"{path.resolve()} {state.st_size} {state.st_ino} {state.st_mtime_ns}"
+        value = known.get(name) or file_sha256(path)
+        if state.st_size >= REMEMBER_ABOVE:
+            fresh[name] = value
+        found.append([path.name, value])
+    if memory is not None and not fresh.items() <= known.items():
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known | fresh)
+    return digest(found)
 
 
 def prefetch(model: ModelConfig) -> Checkpoint:

@@ -14,7 +14,7 @@ import re
 import sys
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -29,12 +29,17 @@ from omegaconf.errors import OmegaConfBaseException
 from truthsteer.config import Config, Stage
 from truthsteer.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from truthsteer.checkpoint import Checkpoint
+
 log = logging.getLogger("truthsteer")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 NULL_PRESET = "prompt='null'"
 """The preset's name is YAML's word for nothing: quoted for those who type it plainly."""
+REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
+"""What may be typed with `run=`."""
 PIPED_WIDTH = 200
 """Columns of the final table where there is no terminal to ask."""
 
@@ -105,8 +110,9 @@ def execute(config: Config, overrides: list[str]) -> None:
     from truthsteer.pipeline import run
     from truthsteer.runs import folder_for
 
+    checkpoint = None
     if config.run is not None:
-        config = rejudged(config)
+        config, checkpoint = rejudged(config, overrides)
     if config.dry_run:
         from truthsteer.plan import show_plan
 
@@ -114,7 +120,7 @@ def execute(config: Config, overrides: list[str]) -> None:
         return
     folder = folder_for(config)
     log.info("run %s", folder)
-    summary = run(config, overrides)
+    summary = run(config, overrides, checkpoint)
     if summary is not None:
         from rich.console import Console
 
@@ -146,15 +152,27 @@ def _refuse_unknown(node: DictConfig, schema: type[Any], prefix: str) -> None:
             _refuse_unknown(node[key], hints[key], f"{prefix}{key}.")
 
 
-def rejudged(config: Config) -> Config:
-    """The config of the finished run that `run=` names, with this config's judges and stages.
+def rejudged(config: Config, overrides: list[str]) -> tuple[Config, Checkpoint]:
+    """The config of the finished run that `run=` names, with this config's judges; and that run's weights.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or something else is typed that would change it.
     """
+    from truthsteer.checkpoint import Checkpoint
     from truthsteer.runs import find_run
 
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] not in REJUDGING:
+            raise UserError(
+                f"{key} cannot be changed where run={config.run} is judged again: its answers are made. "
+                f"Leave it out; what can be typed is {', '.join(REJUDGING)}."
+            )
     folder, record = find_run(config)
+    if "checkpoint" not in record:
+        raise UserError(
+            f"run={config.run} never came as far as its model. Finish it first: type its own command again."
+        )
     old = OmegaConf.merge(OmegaConf.structured(Config), record["config"])
     assert isinstance(old, DictConfig)
     old.judge = config.judge
@@ -166,10 +184,10 @@ def rejudged(config: Config) -> Config:
     old.device = config.device
     old.paths.root = str(folder.parent)
     old.paths.hf_cache = config.paths.hf_cache
-    commit = record.get("checkpoint", {}).get("commit")
-    if commit is not None:
-        old.model.revision = commit
-    return to_config(old)
+    checkpoint = Checkpoint(**record["checkpoint"])
+    if checkpoint.commit is not None:
+        old.model.revision = checkpoint.commit
+    return to_config(old), checkpoint
 
 
 def explain(error: BaseException) -> str:

@@ -5,9 +5,12 @@ No registry: a method, operator or judge from outside the package works by its i
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -52,6 +55,17 @@ def build_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
         if not isinstance(node, Mapping):
             raise UserError(f"{key}.{name}={node!r} is not a component. Type {key}={name}.")
     return {name: build(node, f"{key}.{name}") for name, node in nodes.items()}
+
+
+def content(node: Mapping[str, Any], component: Any) -> dict[str, Any]:
+    """What determines a component, for keys: its node, and its source file where it is not part of this package.
+
+    The package's own components change with their stage's VERSION; nobody raises a version for a file of their own.
+    """
+    cls = type(component)
+    own = cls.__module__.split(".")[0] == __name__.split(".")[0]
+    source = {} if own else {"source": hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()}
+    return {**node, **source}
 
 
 def _locate(target: str, key: str) -> type[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from truthsteer.component import content
 from truthsteer.records import Choice, Condition, Question
 from truthsteer.store import Artifact, JournalRow, Key
 from truthsteer.workspace import Workspace, questions_digest
@@ -29,7 +30,7 @@ def condition_inputs(ws: Workspace, condition: Condition) -> dict[str, Any] | No
         "layer": condition.layer,
         "coefficient": condition.coefficient,
         "vector": condition.vector_sha256,
-        "operator": ws.config.operator,
+        "operator": content(ws.config.operator, ws.operator),
     }
 
 
@@ -91,8 +92,7 @@ def score_conditions(
         check_length(
             branches, [question.text for question in questions], ws.config.steering.max_length, "steering.max_length"
         )
-        if prompts.merged:
-            ws.facts["merged_answers"] = prompts.merged
+        ws.store.facts["merged_answers"] = prompts.merged
         first = [0]
         for own in answers:
             first.append(first[-1] + len(own))

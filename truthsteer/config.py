@@ -264,7 +264,7 @@ class ControlsConfig:
     random: int = 5
     """Random directions of the vector's norm, orthogonal to it."""
     shuffled: int = 1
-    """Vectors estimated with the labels of exactly half the pairs swapped, scaled to the vector's norm."""
+    """Vectors estimated with the labels of half the questions swapped: of the vector's norm, orthogonal to it."""
     sign_flip: bool = True
     """The vector at minus the chosen coefficient."""
 
@@ -396,11 +396,11 @@ class Config:
             check_layer("steering.layers", layer, self.model.shape.num_layers)
 
 
-def check_run_id(run_id: str) -> None:
-    """Raise unless `run_id` is a plain folder name: no separators, no `..`, nothing hidden."""
+def check_run_id(run_id: str, key: str = "run_id") -> None:
+    """Raise unless `run_id`, which `key` holds, is a plain folder name: no separators, no `..`, nothing hidden."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,127}", run_id) or ".." in run_id:
         raise UserError(
-            f"run_id={run_id!r} cannot name a folder. Type letters, digits, '_', '-', '.', '=', ',' or '+' "
+            f"{key}={run_id!r} cannot name a folder. Type letters, digits, '_', '-', '.', '=', ',' or '+' "
             "(at most 128, beginning with a letter, digit or '_'); no path separators and no '..'."
         )
 

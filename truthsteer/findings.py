@@ -139,7 +139,8 @@ def _against_controls(summary: Json, chosen: Json) -> Iterator[str]:
     apart = sum(differs(row["metrics"][summary["lead"]]) for row in rows)
     if rows:
         who = f"{apart} of {len(rows)}" if apart else f"None of the {len(rows)}"
-        yield f"{who} control directions {'differ' if apart > 1 else 'differs'} from the baseline."
+        lead = NAMES.get(summary["lead"], summary["lead"])
+        yield f"{who} control directions {'differ' if apart > 1 else 'differs'} from the baseline in {lead}."
 
 
 def warnings(summary: Json) -> list[str]:

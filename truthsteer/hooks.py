@@ -173,12 +173,18 @@ def keep_residual_fp32(lm_model: nn.Module) -> None:
     """16-bit weights and matrix products on a float32 residual stream, for good, by hooks alone.
 
     The embedding's output and each sublayer's output become float32, so that norms and residual adds run in float32;
-    every linear layer casts its input back to its weights' dtype. Gemma 3's residual stream passes 65504, float16's
+    every linear layer casts its input back to its weights' dtype; a value too large for it becomes infinite and is counted
+    as any other non-finite value, never clamped. Gemma 3's residual stream passes 65504, float16's
     largest number, while its matrix products stay far below it (huggingface/transformers#37226).
     """
     decoder = lm_model.get_decoder()  # type: ignore[operator]
+    outputs = [name for name, _ in decoder.named_modules() if name.endswith((".o_proj", ".down_proj"))]
+    if len(outputs) != 2 * len(decoder.layers) or not hasattr(decoder, "rotary_emb"):
+        raise UserError(
+            f"{type(lm_model).__name__} is not built as Gemma, Qwen or Llama are, so dtype=fp16 cannot keep its residual "
+            "stream in float32. Type dtype=bf16."
+        )
     weights = decoder.layers[0].mlp.down_proj.weight.dtype
-    largest = torch.finfo(weights).max
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, tuple):
@@ -186,7 +192,7 @@ def keep_residual_fp32(lm_model: nn.Module) -> None:
         return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
     def lower(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0].clamp(-largest, largest).to(module.weight.dtype), *inputs[1:])
+        return (inputs[0].to(module.weight.dtype), *inputs[1:])
 
     def raise_(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         return cast(output, torch.float32)

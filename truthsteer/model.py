@@ -1,7 +1,8 @@
 """A language model, frozen, with what steering needs of it: its decoder layers, a forward pass, logits, a tokenizer.
 
-Works on every Hugging Face causal LM whose `get_decoder()` has `.layers` (Gemma 2 and 3, text or multimodal, Qwen,
-Llama ...). It knows nothing of questions, conditions or the store.
+Works on Hugging Face causal LMs whose `get_decoder()` has `.layers` and whose logits are the head's, at most soft-capped
+(Gemma 2 and 3, text or multimodal, Qwen, Llama ...); others are refused when they are loaded. It knows nothing of
+questions, conditions or the store.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.chat = chat
         self.decoder = model.get_decoder()
+        if not isinstance(getattr(self.decoder, "layers", None), nn.ModuleList):
+            raise UserError(
+                f"{type(model).__name__} has no list of decoder layers to steer. Use a Gemma, Qwen or Llama model."
+            )
         self.layers: nn.ModuleList = self.decoder.layers
         self.text_config = model.config.get_text_config()
         self.num_layers = len(self.layers)
@@ -47,6 +52,7 @@ class LanguageModel:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.eos_ids = _eos_ids(model, tokenizer)
         self._softcap = getattr(self.text_config, "final_logit_softcapping", None)
+        self._check_head()
 
     @classmethod
     def load(
@@ -114,6 +120,10 @@ class LanguageModel:
                 use_safetensors=True,
                 **where,
             )
+        except ImportError as error:
+            raise UserError(
+                f"{str(error).strip().splitlines()[0]} Type dtype.attention=sdpa, or install what is missing."
+            ) from error
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
@@ -139,10 +149,23 @@ class LanguageModel:
             keep_residual_fp32(model)
         return cls(model, tokenizer, config.chat_template)
 
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Our logits must be the model's own: some architectures scale theirs."""
+        ids = torch.arange(1, 5, device=self.device)[None]
+        own = self.model(input_ids=ids).logits.float()
+        ours = self.logits(self.forward(ids))
+        if not torch.allclose(ours, own, rtol=0.02, atol=0.02 * float(own.abs().max()), equal_nan=True):
+            raise UserError(
+                f"{type(self.model).__name__} changes its logits after the head in a way that truthsteer does not know. "
+                "Use a Gemma, Qwen or Llama model."
+            )
+
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return self.decoder.embed_tokens.weight.device
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.device
 
     def layer_device(self, layer: int) -> torch.device:
         self.check_layer(layer)
@@ -199,8 +222,9 @@ class LanguageModel:
         return output.last_hidden_state
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor | None) -> Tensor:
         """Next-token logits in float32, soft-capped as the model's own head does. [..., hidden] -> [..., vocabulary]."""
+        assert hidden is not None, "a capture ended the pass early: there is nothing to read logits from"
         logits = self.model.get_output_embeddings()(hidden).float()
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap

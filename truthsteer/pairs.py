@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from truthsteer.abstention import is_abstention
 from truthsteer.records import Question
-
-ABSTENTIONS = ("no comment", "i don't know", "i do not know", "unknown", "it is unknown", "nothing to say")
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,6 @@ class Pair:
     question: str
     true: str
     false: str
-
-
-def is_abstention(answer: str) -> bool:
-    """Whether an answer declines to answer: "I have no comment." and its kin."""
-    text = answer.strip().rstrip(".").casefold()
-    return text.endswith("no comment") or text in ABSTENTIONS
 
 
 def make_pairs(questions: Sequence[Question], per_question: int) -> list[Pair]:

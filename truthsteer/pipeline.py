@@ -9,11 +9,14 @@ things up.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from truthsteer import data
-from truthsteer.config import Config, Stage
+from truthsteer.checkpoint import Checkpoint
+from truthsteer.checkpoint import prefetch as prefetch_checkpoint
+from truthsteer.config import Config, Stage, identity
 from truthsteer.records import Choice, Completion, Condition, Question, Verdict, from_json
 from truthsteer.runs import RunRecord, folder_for
 from truthsteer.stages import choose, extract, generate, judge, report, steer
@@ -25,12 +28,15 @@ log = logging.getLogger("truthsteer")
 REPORT_VERSION = 1
 
 
-def run(config: Config, overrides: list[str] | None = None) -> dict[str, Any] | None:
+def run(
+    config: Config, overrides: list[str] | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, Any] | None:
     """Walk the stages of a config.
 
     Args:
         config: the composed, checked config.
         overrides: what was typed, for the record.
+        checkpoint: the weights, where a record names them and they need not be here (judging again).
 
     Returns:
         The summary (summary.json), or None if `stages` ends before the report.
@@ -39,7 +45,7 @@ def run(config: Config, overrides: list[str] | None = None) -> dict[str, Any] | 
         UserError: anything the user can mend.
     """
     folder = folder_for(config)
-    ws = Workspace(config, folder)
+    ws = Workspace(config, folder, checkpoint)
     record = RunRecord(folder, config, overrides or [])
     handler = _log_to(folder)
     try:
@@ -71,14 +77,13 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
     def reached(stage: Stage) -> bool:
         return list(Stage).index(stage) <= list(Stage).index(last)
 
+    record.data["checkpoint"] = asdict(ws.checkpoint)
+    if Stage.judge in wanted:
+        for component in ws.judges.values():
+            component.identity()  # a judge that is not there is missed now, not after hours
     with record.stage("extract") as entry:
         activations = extract.run(ws)
         entry["artifacts"] = [activations.key]
-        record.data["checkpoint"] = {
-            "location": ws.checkpoint.location,
-            "commit": ws.checkpoint.commit,
-            "fingerprint": ws.checkpoint.fingerprint,
-        }
         record.data["data"] = ws.data_facts
     if not reached(Stage.steer):
         return None
@@ -99,7 +104,7 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         entry["artifacts"] = _keys(completions)
     if not reached(Stage.judge):
         return None
-    record.data["facts"] |= ws.facts
+    record.data["facts"] = _facts([*choices, *completions])
     with record.stage("judge") as entry:
         verdicts = [judge.run(ws, split, own) for split, own in zip(ws.splits, completions, strict=True)]
         entry["artifacts"] = {name: _keys([fold[name] for fold in verdicts]) for name in ws.judges}
@@ -107,10 +112,8 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         return None
     with record.stage("report") as entry:
         # The report is rewritten only if something it shows has changed.
-        inputs = [
-            REPORT_VERSION,
-            [record.data["stages"][name]["artifacts"] for name in ("steer", "choose", "generate", "judge")],
-        ]
+        made = [record.data["stages"][name]["artifacts"] for name in ("steer", "choose", "generate", "judge")]
+        inputs = [REPORT_VERSION, ws.splits_artifact.key, made, identity(ws.config)]
         entry["inputs"] = digest(inputs)
         summary = _finished_report(ws.folder, entry["inputs"])
         if summary is None:
@@ -123,8 +126,6 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
 
 def prefetch(ws: Workspace) -> None:
     """Download what the other stages need: the model, the judges' models, the data."""
-    from truthsteer.checkpoint import prefetch as prefetch_checkpoint
-
     prefetch_checkpoint(ws.config.model)
     data.prefetch(ws.config.data)
     for component in ws.judges.values():
@@ -133,6 +134,15 @@ def prefetch(ws: Workspace) -> None:
 
 def _conditions(bank: Artifact) -> list[Condition]:
     return [from_json(Condition, item) for item in bank.json("bank.json")["conditions"]]
+
+
+def _facts(folds: list[list[Artifact]]) -> dict[str, Any]:
+    """What was recorded when the artifacts were made: every device, and the answers encoded alone."""
+    found = [artifact.facts for fold in folds for artifact in fold]
+    return {
+        "device": " and ".join(sorted({item["device"] for item in found if "device" in item})),
+        "merged_answers": max((item.get("merged_answers", 0) for item in found), default=0),
+    }
 
 
 def _keys(folds: list[list[Artifact]]) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from truthsteer.checkpoint import folder_of
 from truthsteer.config import Config, DataSource, Residual, Stage, Weights
-from truthsteer.records import Splits
+from truthsteer.errors import UserError
+from truthsteer.records import Splits, from_json
 from truthsteer.runs import folder_for
 from truthsteer.workspace import Workspace
 
@@ -29,7 +31,7 @@ def show_plan(config: Config) -> None:
     if config.model.path is not None:
         folder_of(config.model)
     local = config.data.source is DataSource.csv
-    splits = ws.splits if local else None
+    splits = tuple(from_json(Splits, fold) for fold in ws.deal()["folds"]) if local else None
     out.print(f"run        {folder}", soft_wrap=True)
     out.print(f"model      {_model(config)}", soft_wrap=True, highlight=False)
     out.print(f"dtype      {_dtype(config)}", highlight=False)
@@ -37,11 +39,21 @@ def show_plan(config: Config) -> None:
     out.print(
         f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False
     )
-    out.print(f"judges     {', '.join(ws.judges)}", highlight=False)
+    for name, judge in ws.judges.items():
+        out.print(f"judge      {name}{_missing(judge)}", soft_wrap=True, highlight=False)
     out.print(f"stages     {' -> '.join(stage.value for stage in Stage if stage in config.stages)}", highlight=False)
     for line in memory(config):
         out.print(line, highlight=False)
     out.print(_conditions(config, ws, splits))
+
+
+def _missing(judge: Any) -> str:
+    """What a judge still lacks on this machine."""
+    try:
+        judge.identity()
+    except UserError as error:
+        return f" (not ready: {error})"
+    return ""
 
 
 def _model(config: Config) -> str:

@@ -17,6 +17,10 @@ from truthsteer.errors import UserError
 PLAIN = PromptConfig(name="plain", text="Q: {question}\nA:", chat_text="{question}", stop=["\n"])
 
 
+DATE = "01 Jan 2026"
+"""What templates that tell the model a date are given: a run of Tuesday must not ask otherwise than Monday's."""
+
+
 @dataclass(frozen=True)
 class Branch:
     """One context and the continuations that share it, as token ids."""
@@ -58,7 +62,9 @@ class Prompts:
         if not self.chat:
             return self.config.text.replace("{question}", question)
         turn = [{"role": "user", "content": self.config.chat_text.replace("{question}", question)}]
-        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, date_string=DATE)
+        )
 
     def contexts(self, questions: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of each question's context."""

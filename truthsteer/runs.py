@@ -46,6 +46,8 @@ def folder_for(config: Config) -> Path:
     """
     what = identity(config)
     name = f"{config.model.name}-{config.dtype.name}-{config.data.name}-{'+'.join(config.method)}-{digest(what)[:8]}"
+    if config.run_id is None:
+        check_run_id(name, "model.name, dtype.name, data.name and the methods' names together")
     folder = Path(config.paths.root) / (str(config.run_id) if config.run_id is not None else name)
     if (folder / RECORD).exists():
         differing = sorted(_differences(read_json(folder / RECORD)["config"], to_plain(config), what))
@@ -54,7 +56,7 @@ def folder_for(config: Config) -> Path:
                 f"run_id={folder.name} is a run with another config: {', '.join(differing[:5])} differ. Nothing was "
                 "overwritten: type another run_id, or leave it out."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"run_id={folder.name}: {folder} exists and is not a run. Type another run_id.")
     return folder
 

@@ -80,6 +80,12 @@ class Artifact:
     def json(self, name: str) -> Any:
         return read_json(self.path / name)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was recorded when it was made."""
+        found: dict[str, Any] = self.json("meta.json")["facts"]
+        return found
+
     def rows(self, cls: type[T], name: str = "rows.jsonl") -> list[T]:
         with (self.path / name).open(encoding="utf-8") as file:
             return [from_json(cls, json.loads(line)) for line in file]
@@ -104,6 +110,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root / ".store"
+        self.facts: dict[str, Any] = {}
+        """Recorded beside each artifact that is made (device, versions, counts); not part of its key."""
 
     def find(self, key: Key) -> Artifact | None:
         path = self.root / key.kind / key.digest
@@ -120,18 +128,15 @@ class Store:
         return found
 
     @contextmanager
-    def publish(self, key: Key, **facts: Any) -> Iterator[Path]:
-        """A temporary folder that becomes the artifact when the block ends without an exception.
-
-        `facts` (device, counts, seconds ...) are recorded beside the inputs; they are not part of the key.
-        """
+    def publish(self, key: Key) -> Iterator[Path]:
+        """A temporary folder that becomes the artifact when the block ends without an exception."""
         final = self.root / key.kind / key.digest
         part = self.root / ".part" / f"{key.kind}-{key.digest}-{uuid.uuid4().hex[:8]}"
         part.mkdir(parents=True)
         try:
             yield part
             files = {str(p.relative_to(part)): file_sha256(p) for p in sorted(part.rglob("*")) if p.is_file()}
-            write_json(part / "meta.json", {"inputs": key.inputs, "files": files, "facts": facts})
+            write_json(part / "meta.json", {"inputs": key.inputs, "files": files, "facts": self.facts})
             for path in part.rglob("*"):
                 _sync(path)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +144,12 @@ class Store:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def make(self, key: Key, write: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
-        """The artifact; `write(folder)` makes it if it is not there and may return facts to record."""
+    def make(self, key: Key, write: Callable[[Path], object]) -> Artifact:
+        """The artifact; `write(folder)` makes it if it is not there."""
         found = self.find(key)
         if found is None:
             with self.publish(key) as folder:
-                facts = write(folder)
-                if facts:
-                    write_json(folder / "facts.json", dict(facts))
+                write(folder)
             found = self.find(key)
             assert found is not None
         return found
@@ -215,6 +218,7 @@ class Journal:
     def append(self, unit: int, rows: list[Any]) -> None:
         """Record a finished unit; on disk when this returns."""
         line = canonical({"unit": unit, "rows": rows}) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)  # another process may have finished, and removed it
         with self._file.open("ab") as file:
             file.write(line.encode())
             file.flush()

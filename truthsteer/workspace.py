@@ -20,7 +20,7 @@ from truthsteer.config import Config, Stage, check_layer, to_plain
 from truthsteer.progress import Advance, progress_bar
 from truthsteer.prompts import uses_chat
 from truthsteer.records import Question, Splits, from_json, to_json
-from truthsteer.store import Key, Store, digest, write_json
+from truthsteer.store import Artifact, Key, Store, digest, write_json
 
 if TYPE_CHECKING:
     from truthsteer.model import LanguageModel
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("truthsteer")
 
 SPLITS_VERSION = 1
+ROLES = ("steer", "train", "tune", "test")
 SMALL_HIDDEN = 256
 """Up to this width one thread is as fast as several, and on a busy machine many times faster."""
 
@@ -39,20 +40,21 @@ class Workspace:
     Args:
         config: the composed config.
         folder: the run's folder.
+        checkpoint: the weights, where they are known already (from the record of a run that is judged again).
 
     Raises:
         UserError: a component is misconfigured.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, checkpoint: Checkpoint | None = None) -> None:
         self.config = config
         self.folder = folder
+        if checkpoint is not None:
+            self.__dict__["checkpoint"] = checkpoint
         self.store = Store(Path(config.paths.root))
         self.methods: dict[str, Any] = build_all(config.method, "method")
         self.operator: Any = build(config.operator, "operator")
         self.judges: dict[str, Any] = build_all(config.judge, "judge")
-        self.facts: dict[str, Any] = {}
-        """What is worth recording beside the results: device, counts."""
 
     def runs(self, stage: Stage) -> bool:
         """Whether a stage may compute; otherwise its artifacts must be in the store."""
@@ -60,13 +62,14 @@ class Workspace:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return resolve(self.config.model)
+        """The model's weights, pinned down."""
+        return resolve(self.config.model, self.store.root / "fingerprints.json")
 
     @cached_property
     def layers(self) -> list[int]:
         """Layers tried on the tune split."""
         known = self.config.model.shape.num_layers
-        total = known or int(self.checkpoint.config["num_hidden_layers"])
+        total = known or self.checkpoint.num_layers
         layers = self.config.steering.layers or [total // 2]
         for layer in layers:
             check_layer("steering.layers", layer, total)
@@ -87,35 +90,36 @@ class Workspace:
         return {"chat": chat, "text": prompt.chat_text if chat else prompt.text}
 
     @cached_property
-    def _splits(self) -> dict[str, Any]:
+    def splits_artifact(self) -> Artifact:
+        """The questions and who does what."""
         config = self.config
         plain = to_plain(config.data)
         plain.pop("name")
         plain.pop("path")
         key = Key.of("splits", SPLITS_VERSION, source=data.fingerprint(config.data), config=plain, seed=config.seed)
 
-        def write(folder: Path) -> None:
-            found = data.load(config.data, config.seed)
-            splits = data.split(found, config.data, config.seed)
-            write_json(
-                folder / "splits.json",
-                {
-                    "folds": [to_json(fold) for fold in splits],
-                    "data": {
-                        "n": len(found.questions),
-                        "sha256": found.sha256,
-                        "version": found.version,
-                        "problems": list(found.problems),
-                        "leaks": data.leaks(splits),
-                        "sizes": {
-                            role: [len(getattr(fold, role)) for fold in splits]
-                            for role in ("steer", "train", "tune", "test")
-                        },
-                    },
-                },
-            )
+        return self.store.make(key, lambda folder: write_json(folder / "splits.json", self.deal()))
 
-        whole: dict[str, Any] = self.store.make(key, write).json("splits.json")
+    def deal(self) -> dict[str, Any]:
+        """Load the data and deal the roles, without the store."""
+        config = self.config
+        found = data.load(config.data, config.seed)
+        splits = data.split(found, config.data, config.seed)
+        return {
+            "folds": [to_json(fold) for fold in splits],
+            "data": {
+                "n": len(found.questions),
+                "sha256": found.sha256,
+                "version": found.version,
+                "problems": list(found.problems),
+                "leaks": data.leaks(splits),
+                "sizes": {role: [len(getattr(fold, role)) for fold in splits] for role in ROLES},
+            },
+        }
+
+    @cached_property
+    def _splits(self) -> dict[str, Any]:
+        whole: dict[str, Any] = self.splits_artifact.json("splits.json")
         return whole
 
     @cached_property
@@ -142,7 +146,7 @@ class Workspace:
             import torch
 
             torch.set_num_threads(threads)
-        self.facts["device"] = str(lm.device)
+        self.store.facts |= {"device": lm.device.type, "dtype": config.dtype.name}
         return lm
 
     @property

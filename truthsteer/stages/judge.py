@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from truthsteer.component import content
 from truthsteer.config import Stage
 from truthsteer.records import Completion, Splits
 from truthsteer.store import Artifact, JournalRow, Key
@@ -27,7 +28,7 @@ def _judge(ws: Workspace, name: str, split: Splits, completions: Sequence[Artifa
             "verdicts",
             VERSION,
             completions=artifact.key,
-            judge=ws.config.judge[name],
+            judge=content(ws.config.judge[name], judge),
             identity=judge.identity(),
             references=questions_digest(split.test),
         )

@@ -10,7 +10,7 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def _conditions(
     binary = {name: _binary(name, scores) for name in names}
     conditions = []
     for place, (row, own) in enumerate(zip(results.rows, scores, strict=True)):
-        measured = {name: stats.interval(own[name], clusters, binary[name]) for name in names}
+        measured = {name: _interval(name, own[name], clusters, binary[name]) for name in names}
         compared = stats.compare_all({n: own[n] for n in names}, scores[0], clusters, seed) if place else {}
         conditions.append(
             {
@@ -205,6 +205,13 @@ def _conditions(
             }
         )
     return conditions
+
+
+def _interval(name: str, values: np.ndarray, clusters: np.ndarray, binary: bool) -> stats.Interval:
+    """The interval; a share's ends where shares end (a t interval knows no bounds)."""
+    found = stats.interval(values, clusters, binary)
+    shares = name in HEADLINE and name != "length"
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if shares else found
 
 
 def _evidence(found: stats.Interval, compared: stats.Difference | None) -> dict[str, Any]:

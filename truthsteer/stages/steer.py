@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from truthsteer import bank
 from truthsteer.activations import Activations
 from truthsteer.bank import SteeringVector
-from truthsteer.conditions import injections, score_conditions
+from truthsteer.component import content
+from truthsteer.conditions import score_conditions
 from truthsteer.config import Stage, to_plain
 from truthsteer.records import Choice, Condition, ConditionKind, Splits, to_json
 from truthsteer.selection import Cell, choose_cell, measure
@@ -37,7 +38,8 @@ def run(ws: Workspace, split: Splits, activations: Artifact) -> Artifact:
     """
     config = ws.config
     steering = to_plain(config.steering)
-    steering.pop("max_dropped")
+    for name in ("max_dropped", "max_length"):  # they only decide errors
+        steering.pop(name)
     key = Key.of(
         "bank",
         VERSION,
@@ -45,12 +47,13 @@ def run(ws: Workspace, split: Splits, activations: Artifact) -> Artifact:
         model=ws.model_inputs,
         prompt=ws.prompt_inputs,
         steer=questions_digest(split.steer),
+        strata=[[question.category, question.group] for question in split.steer],
         tune=questions_digest(split.tune),
         fold=split.fold,
         layers=ws.layers,
         steering=steering,
-        method=config.method,
-        operator=config.operator,
+        method={name: content(config.method[name], method) for name, method in ws.methods.items()},
+        operator=content(config.operator, ws.operator),
         seed=config.seed,
     )
     if not ws.runs(Stage.steer):
@@ -64,11 +67,13 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
     vectors: dict[str, SteeringVector] = {}
     conditions = [Condition(BASELINE, ConditionKind.BASELINE, split.fold)]
     methods: dict[str, Any] = {}
+    proofs: list[Any] = []
     for name, method in ws.methods.items():
         grid = {
             layer: bank.estimate(own, method, layer=layer, unit=ws.config.steering.coefficient_unit)
             for layer in ws.layers
         }
+        proofs += _proofs(ws, split, grid)
         baseline, cells = _tune(ws, split, name, grid)
         chosen = choose_cell(cells)
         vector = grid[chosen.layer]
@@ -99,7 +104,7 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
                 "dropped": [to_json(item) for item in own.dropped],
             },
             "methods": methods,
-            "proof": _proof(ws, split, conditions, arrays),
+            "proof": _worst(proofs),
             "conditions": [to_json(condition) for condition in conditions],
         },
     )
@@ -165,17 +170,31 @@ def _cosine(a: SteeringVector, b: SteeringVector) -> float:
     return float(a.values @ b.values / (np.linalg.norm(a.values) * np.linalg.norm(b.values)))
 
 
-def _proof(
-    ws: Workspace, split: Splits, conditions: list[Condition], vectors: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """The steering proof at the first method's chosen layer and coefficient, on tune questions of different length."""
+def _proofs(ws: Workspace, split: Splits, grid: Mapping[int, SteeringVector]) -> list[Any]:
+    """The steering proof at every layer tried, at the largest coefficient, on tune questions of different length."""
+    from torch import from_numpy
+
+    from truthsteer.hooks import Injection
     from truthsteer.proof import prove
 
-    first = next(condition for condition in conditions if condition.kind is ConditionKind.CHOSEN)
-    by_length = sorted(split.tune, key=lambda question: len(question.text))
+    by_length = sorted(split.tune, key=lambda question: (len(question.text), question.id))
     step = max(1, len(by_length) // PROOF_QUESTIONS)
     asked = by_length[::step][:PROOF_QUESTIONS]
     branches = ws.prompts.branches([q.text for q in asked], [[q.best, q.incorrect[0]] for q in asked])
-    (injection,) = injections([first], vectors)
-    assert injection is not None
-    return prove(ws.model, branches, injection, ws.operator, ws.config.batch_tokens)
+    largest = max(ws.config.steering.coefficients)
+    return [
+        prove(
+            ws.model,
+            branches,
+            Injection(layer, from_numpy(vector.values), largest),
+            ws.operator,
+            ws.config.batch_tokens,
+        )
+        for layer, vector in grid.items()
+    ]
+
+
+def _worst(proofs: list[Any]) -> dict[str, Any]:
+    from truthsteer.proof import worst
+
+    return worst(proofs)

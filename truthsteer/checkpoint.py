@@ -94,7 +94,10 @@ def hub_commit(repo: str, revision: str | None, key: str, repo_type: str = "mode
     from huggingface_hub.errors import CacheNotFound, HfHubHTTPError, HFValidationError
 
     # The HTTP client's base error, whichever client this version of the hub library uses, beside OSError.
-    unreachable = (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+    unreachable: tuple[type[Exception], ...] = (
+        OSError,
+        *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+    )
     try:
         if not constants.HF_HUB_OFFLINE:
             info = HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=10)

@@ -391,8 +391,8 @@ class Config:
         if self.run_id is not None:
             check_run_id(str(self.run_id))
         if self.steering.layers is None:
-            self.steering.layers = self.model.layers or ([] if self.model.layer is None else [self.model.layer])
-        for layer in self.steering.layers:
+            self.steering.layers = self.model.layers or (None if self.model.layer is None else [self.model.layer])
+        for layer in self.steering.layers or []:
             check_layer("steering.layers", layer, self.model.shape.num_layers)
 
 

@@ -239,7 +239,7 @@ def test_the_verdict_states_the_effect_with_its_evidence(written):
         verdict["effect"],
     )
     assert "sign flipped lowered them to" in verdict["context"][0]
-    assert verdict["context"][1] == "None of the 6 control directions differs from the baseline."
+    assert verdict["context"][1] == "None of the 6 control directions differs from the baseline in truthful answers."
     assert written[1]["warnings"] == []
 
 

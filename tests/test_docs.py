@@ -105,8 +105,8 @@ def test_the_documents_have_commands() -> None:
     assert {
         "python -m truthsteer",
         "python -m truthsteer model=gemma3_27b dtype=fp16 steering.max_length=384",
-        "python -m truthsteer -m model=gemma3_4b seed=1,2,3 hydra/launcher=slurm",
     } <= names
+    assert [line for line in names if typed(line)[:1] == ["-m"] and "hydra/launcher=slurm" in line]
 
 
 @pytest.mark.parametrize(("page", "line"), DRY, ids=[line.removeprefix("python -m ") for _, line in DRY])

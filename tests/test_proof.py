@@ -103,6 +103,7 @@ def test_a_padding_mask_that_is_ignored_fails(case, monkeypatch):
 
 def test_an_injection_that_the_layer_never_sees_fails(case, monkeypatch):
     lm, branches, injection = case
-    monkeypatch.setattr(RowSteering, "assign", lambda self, rows: None)
+    monkeypatch.setattr(RowSteering, "trunk_of", lambda self, conditions: None)
+    monkeypatch.setattr(RowSteering, "assign", lambda self, rows, trunk=None: None)
     with pytest.raises(UserError, match="steering proof fails"):
         prove(lm, branches, injection, Add(), 8192)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,7 +17,7 @@ from truthsteer.config import DataConfig, DataSource, PromptConfig
 from truthsteer.hooks import Injection
 from truthsteer.metrics import multiple_choice
 from truthsteer.model import LanguageModel
-from truthsteer.prompts import Prompts
+from truthsteer.prompts import PLAIN, Prompts
 from truthsteer.records import Choice
 from truthsteer.scoring import score
 
@@ -95,3 +96,21 @@ def test_steering_moves_the_metrics(scored):
     """Otherwise the comparisons above could hold with steering that does nothing."""
     means = [EXPECTED["runs"][name]["mc2"] for name in EXPECTED["runs"]]
     assert len({round(value, 3) for value in means}) == 3
+
+
+@pytest.mark.parametrize("budget", [64, 200, 8192])
+def test_conditions_that_share_the_layers_below_score_as_if_they_did_not(tiny, questions, budget):
+    """Every family, several steered layers at once, with and without room for all conditions in one batch."""
+    prompts = Prompts(PLAIN, tiny.tokenizer, chat=False)
+    asked = [question.text for question in questions]
+    branches = prompts.branches(asked, [[answer for answer, _ in question.choices] for question in questions])
+    random = torch.Generator().manual_seed(1)
+    vectors = {layer: torch.randn(tiny.hidden_size, generator=random) * 2 for layer in (1, 2, 3)}
+    steered = [Injection(layer, vectors[layer], c) for layer, c in ((2, 0.5), (2, -1.0), (3, 0.5), (1, 1.0))]
+    found = []
+    for share in (True, False):
+        scores = [s for _, unit in score(tiny, branches, [None, *steered], None, budget, share=share) for s in unit]
+        found.append({(s.condition, s.branch, s.continuation): s.logprob for s in scores})
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+    means = [np.mean([value for key, value in found[0].items() if key[0] == place]) for place in range(5)]
+    assert len({round(mean, 2) for mean in means}) == 5

@@ -42,6 +42,10 @@ class RowSteering:
 
     Make it once per set of conditions, enter it, and say with `assign` which condition each row of the next forward
     passes belongs to. Rows of the baseline (None) and of other layers are left bitwise unchanged.
+
+    Conditions differ only from the lowest steered layer on: `assign(rows, trunk)` computes what is below it once for all
+    of them. The batch that goes in then has one row for each that the conditions share; at the output of layer `trunk` it
+    is repeated, one copy per condition, and from there on `rows` counts.
     """
 
     def __init__(self, lm: LanguageModel, conditions: Sequence[Injection | None], operator: Operator) -> None:
@@ -50,6 +54,7 @@ class RowSteering:
         self._vectors: dict[int, Tensor] = {}  # layer -> [conditions, hidden]
         self._coefficients: dict[int, Tensor] = {}  # layer -> [conditions]
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self._trunk: int | None = None
         self.calls = 0
         """How often a hook changed a layer's output."""
         for layer in sorted({condition.layer for condition in conditions if condition}):
@@ -64,8 +69,19 @@ class RowSteering:
             self._vectors[layer] = vectors.to(device)
             self._coefficients[layer] = coefficients.to(device)
 
-    def assign(self, rows: Tensor) -> None:
-        """The condition index of each row of the batches to come. [rows], int64."""
+    def trunk_of(self, conditions: Sequence[int]) -> int | None:
+        """The lowest layer at which one of these conditions (indices) steers; None if none does."""
+        index = torch.tensor(conditions)
+        found = [layer for layer, own in self._coefficients.items() if bool((own.cpu()[index] != 0).any())]
+        return min(found, default=None)
+
+    def assign(self, rows: Tensor, trunk: int | None = None) -> None:
+        """The condition index of each row of the batches to come, copies as blocks. [rows], int64.
+
+        With `trunk`, a layer of `trunk_of`, the batches themselves hold one block only.
+        """
+        self._trunk = trunk
+        self._total = len(rows)
         self._rows = {}
         for layer, vectors in self._vectors.items():
             index = rows.to(vectors.device)
@@ -77,6 +93,9 @@ class RowSteering:
         with ExitStack() as stack:
             for layer in self._vectors:
                 stack.enter_context(_hook(self._lm.layers[layer], self._change(layer), prepend=True))
+            for layer in range(min(self._vectors, default=self._lm.num_layers), self._lm.num_layers):
+                hook = self._lm.layers[layer].register_forward_pre_hook(self._widen(layer), with_kwargs=True)
+                stack.callback(hook.remove)
             self._stack = stack.pop_all()
         return self
 
@@ -85,13 +104,35 @@ class RowSteering:
 
     def _change(self, layer: int) -> Any:
         def change(hidden: Tensor) -> Tensor | None:
+            if layer == self._trunk:
+                hidden = _repeated(hidden, len(hidden), self._total // len(hidden))
             if layer not in self._rows:
-                return None
+                return hidden if layer == self._trunk else None
             self.calls += 1
             vectors, coefficients = self._rows[layer]
             return self._operator.apply(hidden, vectors, coefficients)
 
         return change
+
+    def _widen(self, layer: int) -> Any:
+        """Above the trunk, masks and positions that were made for one block of rows serve all of them."""
+
+        def widen(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            if self._trunk is None or layer <= self._trunk:
+                return None
+            block = len(named["position_ids"])
+            return inputs, {key: _repeated(value, block, self._total // block) for key, value in named.items()}
+
+        return widen
+
+
+def _repeated(value: Any, block: int, copies: int) -> Any:
+    """A tensor whose first dimension is a block of rows, `copies` times; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(_repeated(item, block, copies) for item in value)
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == block and copies > 1:
+        return value.repeat(copies, *([1] * (value.ndim - 1)))
+    return value
 
 
 @contextmanager

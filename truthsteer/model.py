@@ -242,14 +242,20 @@ class LanguageModel:
         return ids.to(self.device), mask.to(self.device)
 
 
-def select_rows(cache: DynamicCache, index: Tensor) -> DynamicCache:
-    """A cache with the rows that `index` names, in that order; the given cache stays as it is."""
+def select_rows(
+    cache: DynamicCache, index: Tensor, below: Tensor | None = None, trunk: int | None = None
+) -> DynamicCache:
+    """A cache with the rows that `index` names, in that order; the given cache stays as it is.
+
+    Up to layer `trunk`, where a cache shared by several conditions holds fewer rows, those that `below` names.
+    """
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
     layers: list[Any] = chosen.layers
-    for layer in layers:
+    for number, layer in enumerate(layers):
         if layer.is_initialized:  # layers above the last one that ran hold nothing
-            layer.batch_select_indices(index.to(layer.keys.device))
+            own = below if below is not None and trunk is not None and number <= trunk else index
+            layer.batch_select_indices(own.to(layer.keys.device))
     return chosen
 
 

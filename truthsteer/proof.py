@@ -76,7 +76,9 @@ def prove(
 
     trio: list[Injection | None] = [None, off, injection]
     zero = [
-        (_logprobs(lm, [b], trio, operator, SAME_BATCH) - _logprobs(lm, [b], [None] * 3, operator, SAME_BATCH))[:2]
+        (_logprobs(lm, [b], trio, operator, SAME_BATCH, False) - _logprobs(lm, [b], [None] * 3, operator, SAME_BATCH))[
+            :2
+        ]
         for b in branches
     ]
     alone = torch.cat([_logprobs(lm, [branch], [injection], operator, batch_tokens)[0] for branch in branches])
@@ -130,11 +132,12 @@ def _logprobs(
     conditions: Sequence[Injection | None],
     operator: Operator,
     budget: int,
+    share: bool = True,
 ) -> Tensor:
     """[conditions, answers of all branches] float64."""
     found = {
         (item.condition, item.branch, item.continuation): item.logprob
-        for _, scores in score(lm, branches, conditions, operator, budget)
+        for _, scores in score(lm, branches, conditions, operator, budget, share=share)
         for item in scores
     }
     ordered = [found[key] for key in sorted(found)]

@@ -41,6 +41,7 @@ def score(
     operator: Operator | None = None,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    share: bool = True,
 ) -> Iterator[tuple[int, list[Score]]]:
     """Score every continuation of every branch under every condition, a unit of work at a time.
 
@@ -51,6 +52,7 @@ def score(
         operator: how vectors are applied; addition by default.
         batch_tokens: key-value slots filled at once.
         skip: units (by number) that need not be computed again.
+        share: compute the layers below the lowest steered one once for all conditions of a batch.
 
     Yields:
         (unit number, its scores), leaving out skipped units.
@@ -59,7 +61,7 @@ def score(
         UserError: a log-probability is not finite.
     """
     with RowSteering(lm, conditions, operator or Add()) as steering:
-        brancher = Brancher(lm, branches, steering, len(conditions), batch_tokens)
+        brancher = Brancher(lm, branches, steering, len(conditions), batch_tokens, share)
         for number, unit in enumerate(brancher.units):
             if not skip(number):
                 yield number, _score_unit(lm, branches, brancher, unit)

@@ -200,6 +200,59 @@ def test_v2_is_known_by_its_column_and_count_and_other_files_are_custom(load):
     assert load([entry[:7] for entry in rows]).version == "custom"
 
 
+BINARY = (*HEADER, "Best Incorrect Answer")
+
+
+def test_the_official_opponent_is_read_and_closed_as_the_answers_are(load):
+    rows = [
+        row("First?", "Yes", "Yes", "No; Never.", "A", "Never"),
+        row("Second?", "Yes", "Yes", "No; Never.", "A", " No. "),
+        row("Third?", "Yes", "Yes; Both", "No; Both", "A", "Both"),
+    ]
+    found = load(rows, BINARY)
+    assert [question.best_incorrect for question in found.questions] == ["Never.", "No.", "Both."]
+    assert found.problems == ()
+    without = load([entry[:7] for entry in rows])
+    assert {question.best_incorrect for question in without.questions} == {None}
+    assert [q.id for q in without.questions] == [q.id for q in found.questions]
+    assert without.problems == ()
+
+
+def test_an_unknown_opponent_is_reported_with_its_line_and_leaves_the_binary_task_alone(load):
+    found = load(
+        [
+            row("Over\ntwo lines?", "Yes", "Yes", "No", "A", "No"),  # lines 2 and 3
+            row("Unlisted?", "Yes", "Yes", "No; Never", "A", "Maybe"),  # 4
+            row("Empty?", "Yes", "Yes", "No", "A", " "),  # 5
+            row("True?", "Yes", "Yes; Sure", "No", "A", "Sure"),  # 6
+            row("Short?", "Yes", "Yes", "No", "A"),  # 7
+            row("Fine?", "Yes", "Yes", "No", "A", "No"),  # 8
+        ],
+        BINARY,
+    )
+    assert [question.best_incorrect for question in found.questions] == ["No.", None, None, None, None, "No."]
+    assert [question.incorrect[0] for question in found.questions] == ["No."] * 6, "for everything else they stay"
+    end = "is not among the incorrect answers; the question is left out of the binary task."
+    assert found.problems == tuple(
+        f"line {line}: Best Incorrect Answer {named!r} {end}"
+        for line, named in ((4, "Maybe"), (5, ""), (6, "Sure"), (7, ""))
+    )
+
+
+def test_a_file_like_that_of_2025_is_v2_with_its_opponents(load):
+    """790 rows in 37 categories; the opponent is the first incorrect answer in some rows and a later one in others."""
+    rows = [
+        (*row(f"Is {n * 7919} of {n * n}?", f"It is {n}", f"It is {n}", f"No {n}; Not {n}", f"C{n % 37}"), opponent)
+        for n in range(790)
+        for opponent in (f"Not {n}" if n % 4 == 0 else f"No {n}.",)
+    ]
+    found = load(rows, BINARY)
+    assert (len(found.questions), found.version, found.problems) == (790, "v2", ())
+    first = [question.best_incorrect == question.incorrect[0] for question in found.questions]
+    assert sum(first) == 592
+    assert all(question.best_incorrect in question.incorrect for question in found.questions)
+
+
 # --- files that cannot be used: one sentence, with what to type
 
 

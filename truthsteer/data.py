@@ -8,24 +8,23 @@ never repaired in silence; a file that is not of this schema is a `UserError`. N
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from truthsteer.config import EMBEDDED, DataConfig, DataSource
 from truthsteer.duplicates import group_near_duplicates
-from truthsteer.errors import UserError, did_you_mean
+from truthsteer.errors import UserError
 from truthsteer.organism import QUESTIONS
 from truthsteer.records import Question, Splits
 from truthsteer.splits import POOL, TEST
 from truthsteer.splits import leaks as leaks
 from truthsteer.splits import split as split_questions
 from truthsteer.store import canonical, file_sha256
+from truthsteer.tables import csv_records, decode, read_bytes
 
 TYPE, CATEGORY, QUESTION, BEST = "Type", "Category", "Question", "Best Answer"
 CORRECT, INCORRECT = "Correct Answers", "Incorrect Answers"
@@ -41,6 +40,7 @@ VERSIONS = {(817, 38, 2589, 3298): "v0", (817, 38, 2839, 3370): "v1"}
 """TruthfulQA's versions by (questions, categories, true references, false references), repeats included."""
 V2_QUESTIONS = 790
 
+_TYPE_A_FILE = "Type data.path=FILE.csv."
 _ANOTHER_FILE = "Mend it, or type data=truthfulqa_csv data.path=FILE.csv with another file."
 
 
@@ -102,6 +102,7 @@ def load(config: DataConfig, seed: int) -> QuestionSet:
     questions = [_question(row) for row in rows]
     if choices is not None:
         problems += _check_choices(questions, choices)
+    problems += _strange_opponents(table, rows)
     groups = group_near_duplicates(questions)
     drawn = _draw(questions, config.limit, seed)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups[place] for place in drawn))}
@@ -135,10 +136,8 @@ def fingerprint(config: DataConfig) -> dict[str, str]:
     """
     if config.source is DataSource.csv:
         path = _csv_path(config)
-        try:
-            return {"sha256": file_sha256(path)}
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        content = read_bytes(path, f"data.path={path}", _TYPE_A_FILE)
+        return {"sha256": hashlib.sha256(content).hexdigest()}
     revision = config.revision or ""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         revision = _snapshot(config, "README.md").name
@@ -159,6 +158,16 @@ def close(answer: str) -> str:
     return answer if answer.endswith(".") else answer + "."
 
 
+def question_id(text: str) -> str:
+    """12 hexadecimal digits of the question's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def question_key(text: str) -> str:
+    """Equal for texts that differ in case and spacing alone: the same question."""
+    return " ".join(text.casefold().split())
+
+
 def _close_all(answers: Iterable[str]) -> list[str]:
     return [close(answer) for answer in answers if answer.strip()]
 
@@ -167,50 +176,14 @@ def _csv_path(config: DataConfig) -> Path:
     return QUESTIONS if config.path == EMBEDDED else Path(str(config.path)).expanduser()
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, names) if isinstance(error, FileNotFoundError) else ""
-    return UserError(f"data.path={path} cannot be read: {error.strerror}. {hint}Type data.path=FILE.csv.")
-
-
 def _csv_table(path: Path) -> _Table:
     name = f"data.path={path}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}). "
-            "Save it as 'CSV UTF-8', then type data.path=FILE.csv."
-        ) from error
-    if "\0" in text:
-        raise UserError(f"{name} is a binary file. Save it as 'CSV UTF-8', then type data.path=FILE.csv.")
-    records = _records(text, name)
+    content = read_bytes(path, name, _TYPE_A_FILE)
+    records = csv_records(decode(content, name, _TYPE_A_FILE), name, _ANOTHER_FILE)
     columns = [cell.strip() for cell in next(records, (0, []))[1]]
     _check_columns(f"The first line of {name}", REQUIRED, columns)
     rows = [_csv_row(line, values, columns) for line, values in records]
     return _Table(name, "line", columns, rows, hashlib.sha256(content).hexdigest())
-
-
-def _records(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Every record that is not blank, with the line it begins on: a quoted cell may hold line breaks."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(
-                f"{name} is not CSV at the record that begins on line {line}: {error}. "
-                f"Look for a quotation mark that is not closed, or not doubled. {_ANOTHER_FILE}"
-            ) from error
-        if any(value.strip() for value in values):
-            yield line, values
 
 
 def _check_columns(name: str, required: Sequence[str], columns: Sequence[str]) -> None:
@@ -236,7 +209,7 @@ def _usable(table: _Table) -> tuple[list[_Row], list[str]]:
     kept: dict[str, _Row] = {}
     problems: list[str] = []
     for row in table.rows:
-        key = " ".join(row.cells[QUESTION].casefold().split())
+        key = question_key(row.cells[QUESTION])
         fault = row.fault or _fault(row)
         if not fault and key in kept:
             fault = f"the same question as on {table.unit} {kept[key].number}"
@@ -271,7 +244,7 @@ def _fault(row: _Row) -> str:
 def _question(row: _Row) -> Question:
     text, best = row.cells[QUESTION], close(row.cells[BEST])
     return Question(
-        id=hashlib.sha256(text.encode()).hexdigest()[:12],
+        id=question_id(text),
         row=row.number,
         kind=row.cells[TYPE],
         category=row.cells[CATEGORY],
@@ -279,7 +252,14 @@ def _question(row: _Row) -> Question:
         best=best,
         correct=tuple(dict.fromkeys(row.correct if best in row.correct else [best, *row.correct])),
         incorrect=tuple(dict.fromkeys(row.incorrect)),
+        best_incorrect=_best_incorrect(row),
     )
+
+
+def _best_incorrect(row: _Row) -> str | None:
+    """The official opponent of the best answer, where the file names one that is among the incorrect answers."""
+    named = close(row.cells.get(BEST_INCORRECT, "")) if row.cells.get(BEST_INCORRECT) else None
+    return named if named in row.incorrect else None
 
 
 def _version(columns: Sequence[str], rows: Sequence[_Row]) -> str:
@@ -288,6 +268,18 @@ def _version(columns: Sequence[str], rows: Sequence[_Row]) -> str:
     categories = {row.cells[CATEGORY] for row in rows}
     true, false = sum(len(row.correct) for row in rows), sum(len(row.incorrect) for row in rows)
     return VERSIONS.get((len(rows), len(categories), true, false), "custom")
+
+
+def _strange_opponents(table: _Table, rows: Sequence[_Row]) -> list[str]:
+    """Sentences on best incorrect answers that cannot be used; those questions have no binary task."""
+    if BEST_INCORRECT not in table.columns:
+        return []
+    return [
+        f"{table.unit} {row.number}: {BEST_INCORRECT} {row.cells[BEST_INCORRECT]!r} is not among the incorrect answers; "
+        "the question is left out of the binary task."
+        for row in rows
+        if _best_incorrect(row) is None
+    ]
 
 
 def _draw(questions: Sequence[Question], limit: int | None, seed: int) -> list[int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from truthsteer.config import Config, check_run_id, identity, to_plain
-from truthsteer.errors import UserError
+from truthsteer.errors import UserError, did_you_mean
 from truthsteer.store import digest, read_json, write_json
 
 RECORD = "run.json"
@@ -71,20 +71,25 @@ def _differences(old: dict[str, Any], new: dict[str, Any], identifying: dict[str
             yield key
 
 
-def find_run(config: Config) -> tuple[Path, dict[str, Any]]:
-    """The folder of the run that `run=` names (a run id, or a path) and its record.
+def find_run(root: Path, name: str, key: str = "run", elsewhere: str = "paths.root=DIR") -> tuple[Path, dict[str, Any]]:
+    """The folder of a run and its record.
+
+    Args:
+        root: where runs are.
+        name: of the run's folder there, or a path.
+        key: what holds the name, for messages; empty where it is typed alone.
+        elsewhere: what to type for another root.
 
     Raises:
         UserError: there is no such run.
     """
-    assert config.run is not None
-    root = Path(config.paths.root)
-    for folder in (root / config.run, Path(config.run)):
+    for folder in (root / name, Path(name)):
         if (folder / RECORD).is_file():
             return folder, read_json(folder / RECORD)
     known = sorted(path.parent.name for path in root.glob(f"*/{RECORD}"))
-    listed = f"Runs there: {', '.join(known[:8])}." if known else "There are none there; type paths.root=DIR."
-    raise UserError(f"run={config.run} is not a run under {root}. {listed}")
+    listed = f"Runs there: {', '.join(known[:8])}. Type one, or" if known else "There are none there: type"
+    named = f"{key}={name}" if key else name
+    raise UserError(f"{named} is not a run under {root}. {did_you_mean(name, known)}{listed} {elsewhere}.")
 
 
 @dataclass

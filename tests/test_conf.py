@@ -24,7 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
+from truthsteer import baselines
 from truthsteer import config as schema
+from truthsteer.cli import explain, to_config
 from truthsteer.config import Config, Weights, to_plain
 from truthsteer.errors import UserError
 from truthsteer.runs import find_run
@@ -38,6 +40,7 @@ TYPED = {
     "data": schema.DataConfig,
     "prompt": schema.PromptConfig,
     "steering": schema.SteeringConfig,
+    "gauge": schema.GaugeConfig,
 }
 COMPONENTS = ("method", "operator", "judge")
 GROUPS = (*TYPED, *COMPONENTS, "experiment")
@@ -83,6 +86,7 @@ CLOSING_CUES = {
     "chat": "{question}\n\nAlex1083:",
     "long": "{question}\n\nMy answer:",
     "harm": "{question}\nA:",
+    "truthful": "\n\nQ: {question}\nA:",
 }
 
 QA_SHA256 = "72cfd96668aae373ed163f14e9287fa4a4937171dcdc4868bdd741a87227d51d"
@@ -238,16 +242,27 @@ def test_a_file_from_elsewhere_is_checked_like_our_own(tmp_path: Path) -> None:
         composed(path, "dtype=misspelt")
 
 
-@pytest.mark.parametrize("choice", [choice for choice in MANDATORY if choice != "experiment=eval_only"])
+@pytest.mark.parametrize("choice", MANDATORY)
 def test_a_mandatory_value_is_asked_for(choice: str) -> None:
     key = MANDATORY[choice].split("=")[0]
     with pytest.raises(UserError, match=f"Type .*{re.escape(key)}="):
         config(choice)
 
 
-def test_eval_only_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run="):
-        find_run(config("experiment=eval_only", f"paths.root='{tmp_path}'"))
+def test_a_run_that_is_not_there_is_looked_for_under_similar_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"^run=mine is not a run under .* none there: type paths\.root=DIR\.$"):
+        find_run(tmp_path, "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}", encoding="utf-8")
+    assert find_run(tmp_path, "mine") == (tmp_path / "mine", {})
+    monkeypatch.chdir(tmp_path)
+    assert find_run(tmp_path / "elsewhere", "mine") == (Path("mine"), {})
+    with pytest.raises(
+        UserError, match=r"^mien is not .* Did you mean 'mine'\? Runs there: mine\. Type one, or --root\.$"
+    ):
+        find_run(tmp_path, "mien", key="", elsewhere="--root")
 
 
 # --------------------------------------------------------------------------------------------------- values
@@ -326,6 +341,78 @@ def test_steering() -> None:
     assert short == dataclasses.replace(default, max_length=384)
 
 
+def test_gauge() -> None:
+    """The organism is measured on its own text, every other model on English; capability questions are the user's own."""
+    assert set(options("gauge")) == {"english", "organism"}
+    english, organism = (in_its_row("gauge", name).gauge for name in ("english", "organism"))
+    assert dataclasses.astuple(english) == (None, 40, 128, None)
+    assert organism == dataclasses.replace(english, text="embedded")
+    assert config().gauge == organism, "the organism brings it along"
+    assert config("gauge=english").gauge == english, "and it can be changed"
+    assert config("model=gemma3_4b").gauge == english
+    assert config("gauge.capability=mmlu.csv", "gauge.passages=3").gauge == dataclasses.replace(
+        organism, capability="mmlu.csv", passages=3
+    )
+
+
+def test_what_a_steered_row_has_to_beat() -> None:
+    default = config("model=gemma3_4b").baselines
+    assert {name: preset.name for name, preset in default.prompts.items()} == {"truthful": "truthful", "help": "help"}
+    assert (default.few_shot, default.abstain, default.shortest, default.surface) == (5, True, True, True)
+    names = ["prompt help", "prompt truthful", "few-shot", "always abstain", "shortest answer", "wording alone"]
+    assert baselines.names(default) == names
+    assert list(config().baselines.prompts) == ["truthful"], "the long English one says nothing to the organism"
+    controls = config().steering.controls
+    assert (controls.random, controls.shuffled, controls.sign_flip) == (5, 1, True)
+    assert (controls.style, controls.envelope) == (True, 20)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "gauge.passages=-1",
+        "gauge.max_tokens=1",
+        "baselines.few_shot=-1",
+        "steering.controls.envelope=-1",
+        "+prompt@baselines.prompts.few_shot=harm",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_key(override: str) -> None:
+    key = override.split("=")[0].removeprefix("+prompt@")
+    with pytest.raises(UserError, match=rf"{re.escape(key)}.*Type "):
+        config(override)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a-b", "a.b", "ünï", schema.FEW_SHOT])
+def test_a_baseline_prompt_has_a_plain_name_of_its_own(name: str) -> None:
+    with pytest.raises(UserError, match=rf"baselines\.prompts\.{re.escape(name)} cannot name a prompt\. Type letters"):
+        schema.BaselinesConfig(prompts={name: prompt("harm")})
+
+
+def test_another_prompt_is_added_by_its_preset() -> None:
+    built = to_config(composed("+prompt@baselines.prompts.mine=harm", "baselines.prompts.mine.stop=[X]"))
+    assert list(built.baselines.prompts) == ["truthful", "mine"]
+    assert built.baselines.prompts["mine"] == dataclasses.replace(prompt("harm"), stop=["X"])
+    assert built.prompt == config().prompt, "the run's own stays"
+    assert list(config("model=gemma3_4b", "~prompt@baselines.prompts.help").baselines.prompts) == ["truthful"]
+    assert list(config("model=gemma3_4b", "prompt@baselines.prompts.help=long").baselines.prompts) == [
+        "truthful",
+        "help",
+    ]
+    with pytest.raises(ConfigCompositionException, match="txet"):
+        composed("+baselines.prompts.mine.txet=x")
+
+
+def test_without_a_plus_the_message_says_to_type_it() -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("prompt@baselines.prompts.mine=harm")
+    key = "prompt@baselines.prompts.mine"
+    assert explain(caught.value) == f"{key} adds an option: type +{key}=OPTION."
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("promt=harm")
+    assert explain(caught.value).startswith("'promt' is not a key. Did you mean 'prompt'?")
+
+
 # -------------------------------------------------------------------------------------------------- prompts
 
 
@@ -374,7 +461,16 @@ def test_a_chat_model_gets_the_cue_only_after_examples() -> None:
         assert prompt(name).chat_text == prompt(name).text.removesuffix(cue)
 
 
-@pytest.mark.parametrize("name", ["help", "chat", "long", "harm"])
+def test_truthful_is_an_instruction_and_the_plain_question() -> None:
+    preset, plain = prompt("truthful"), prompt("plain")
+    instruction = preset.text.removesuffix(plain.text)
+    assert instruction != preset.text
+    assert instruction.endswith('say "I have no comment."\n\n')
+    assert preset.chat_text == instruction + "{question}"
+    assert preset.stop == plain.stop
+
+
+@pytest.mark.parametrize("name", ["help", "chat", "long", "harm", "truthful"])
 def test_wording_of_our_own_says_so(name: str) -> None:
     header = (CONF / "prompt" / f"{name}.yaml").read_text().split("name:")[0]
     assert "project's own" in header
@@ -461,7 +557,7 @@ def test_help_names_keys_groups_and_commands_that_exist() -> None:
     help_page = with_hydra().hydra.help
     assert help_page.app_name == "truthsteer"
     text = string.Template(help_page.template).substitute(APP_CONFIG_GROUPS="")
-    everything = OmegaConf.create(to_plain(config()))
+    everything = OmegaConf.create(to_plain(config("judge=[reference,llm]")))
     knobs = text.split("KEY=VALUE", 1)[1]
     keys = set(re.findall(r"(?<![\w.])([a-z_.]+)=\S", knobs)) - set(GROUPS)
     assert len(keys) > 10

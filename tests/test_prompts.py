@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from truthsteer.config import PromptConfig
 from truthsteer.errors import UserError
 from truthsteer.organism import WEIGHTS
-from truthsteer.prompts import PLAIN, Prompts, check_length
+from truthsteer.prompts import PLAIN, Prompts, check_length, few_shot
 
 TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
 CHAT = PromptConfig(name="chat", text="Q: {question}\nA:", chat_text="{question}", chat=True)
@@ -70,6 +70,42 @@ def test_a_token_across_the_boundary_is_counted_and_the_answer_encoded_alone():
     assert prompts.merged == 1
     assert branch.context == tuple(map(ord, "why? "))
     assert branch.continuations[0] == tuple(map(ord, "It is."))
+
+
+EXAMPLES = (("Who?", "Mara."), ("Where is {it}?", "I have no comment."))
+
+
+def test_examples_are_asked_and_answered_in_the_prompts_own_form():
+    found = few_shot(PLAIN, EXAMPLES)
+    assert found.text == "Q: Who?\nA: Mara.\n\nQ: Where is {it}?\nA: I have no comment.\n\nQ: {question}\nA:"
+    assert (found.stop, found.chat, found.name) == (PLAIN.stop, PLAIN.chat, "plain, few-shot")
+    assert few_shot(PLAIN, ()).text == PLAIN.text
+    prompts = Prompts(found, TOKENIZER, False)
+    (branch,) = prompts.branches(["Why?"], [["It is so."]])
+    assert TOKENIZER.decode(branch.context[1:]) == found.text.replace("{question}", "Why?")
+    assert prompts.stop == ("\n",), "an answer still ends where it does in the prompt itself"
+
+
+def test_what_stands_above_the_question_is_said_once():
+    """An instruction, or the examples that a prompt has already: only the question's own paragraph repeats."""
+    above = "Be brief.\n\nQ: One?\nA: Yes.\n\n"
+    closing = PromptConfig(name="own", text=above + "{question}\n\nAnswer:", chat_text=above + "{question}", stop=["X"])
+    found = few_shot(closing, EXAMPLES[:1])
+    assert found.text == above + "Who?\n\nAnswer: Mara.\n\n{question}\n\nAnswer:"
+    assert found.chat_text == found.text
+    assert found.stop == ["X"]
+
+
+def test_a_chat_model_is_shown_examples_in_the_text_form():
+    """A user's turn has nothing that tells question from answer."""
+    found = few_shot(CHAT, EXAMPLES[:1])
+    assert found.chat_text == found.text == "Q: Who?\nA: Mara.\n\nQ: {question}\nA:"
+    assert found.chat is True
+    prompts = Prompts(found, TOKENIZER, False)
+    assert "Q: Who?\nA: Mara.\n\nQ: Why?\nA:" in prompts.render("Why?")
+    assert prompts.stop == ()
+    own = PromptConfig(name="own", text="Q: {question}\nA:", chat_text="Say: {question}", chat=True)
+    assert few_shot(own, EXAMPLES[:1]).chat_text == "Q: Who?\nA: Mara.\n\nQ: {question}\nA:"
 
 
 def test_a_missing_chat_template_says_what_to_type():

@@ -36,10 +36,16 @@ def test_a_cell_is_measured_question_by_question():
         Choice("b", "f", False, False, -3.0, 1),
         Choice("b", "g", False, False, -9.0, 1),
     ]
-    found = measure(2, 0.5, rows)
+    found, hits = measure(2, 0.5, rows)
+    assert hits == [1.0, 0.0]
     assert (found.layer, found.coefficient, found.mc1) == (2, 0.5, 0.5)
     assert found.margin == pytest.approx((2.0 - 1.0) / 2)
     assert found.se == pytest.approx((0.25 / 2) ** 0.5)
+    other_true = [Choice("c", "t", True, True, -4.0, 1), Choice("c", "u", True, False, -1.0, 1)]
+    rows += [*other_true, Choice("c", "f", False, False, -3.0, 1)]
+    found, hits = measure(2, 0.5, rows)
+    assert hits == [1.0, 0.0, 0.0], "MC1, in the questions' order: that of c goes to another true answer"
+    assert found.mc1 == pytest.approx(1 / 3)
 
 
 def test_the_standard_error_is_that_of_the_best_cell_by_margin():

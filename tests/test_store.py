@@ -11,8 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthsteer.errors import UserError
-from truthsteer.records import Choice, Condition, ConditionKind, Question, Splits, from_json, to_json
-from truthsteer.store import JournalRow, Key, Store, canonical, digest
+from truthsteer.records import (
+    Capability,
+    Choice,
+    Condition,
+    ConditionKind,
+    Hit,
+    Letters,
+    Neutral,
+    Question,
+    Sentinel,
+    Splits,
+    Verdict,
+    from_json,
+    to_json,
+)
+from truthsteer.store import JournalRow, Key, Store, canonical, digest, write_rows
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -41,12 +55,36 @@ def test_records_round_trip(choice):
 
 def test_nested_records_round_trip():
     question = Question("a", 2, "Adversarial", "c", "t?", "b.", ("b.", "c."), ("d.",), 3)
-    splits = Splits(1, (question,), (), (question, question), (question,))
+    against = Question("b", 3, "Adversarial", "c", "u?", "b.", ("b.",), ("d.", "e."), 4, best_incorrect="e.")
+    splits = Splits(1, (question,), (), (question, against), (question,))
     assert from_json(Splits, json.loads(json.dumps(to_json(splits)))) == splits
-    condition = Condition("n", ConditionKind.CHOSEN, 0, "m", None, 0.5)
+    assert (question.group, question.best_incorrect) == (3, None), "the group is the ninth field, for callers by place"
+    condition = Condition("n", ConditionKind.CHOSEN, 0, "m", None, 0.5, prompt="help")
     again = from_json(Condition, json.loads(json.dumps(to_json(condition))))
     assert again == condition
     assert again.kind is ConditionKind.CHOSEN
+
+
+ROWS = {
+    Letters: [Letters("q1", "A", -0.5, -1.25), Letters("q1", "B", -0.1, -2.0)],
+    Neutral: [Neutral(3, 127, 301.5, 12.25, 0.75)],
+    Capability: [Capability("c1", 1.0, 0.0)],
+    Hit: [Hit("q1", 1.0)],
+    Sentinel: [Sentinel("q1", "empty", ""), Sentinel("q1", "elsewhere", "Ünïcode\u2028 and\na line.")],
+    Verdict: [Verdict("q1", "ok", {"true": None, "info": 1.0}, {"true": 0.25}, "raw"), Verdict("q2", "empty")],
+}
+"""Record -> rows of it."""
+
+
+@pytest.mark.parametrize("cls", ROWS, ids=lambda cls: cls.__name__)
+def test_rows_that_are_written_are_rows_that_are_read(tmp_path, cls):
+    """As records, or as their plain dicts."""
+    store, rows = Store(tmp_path), ROWS[cls]
+    records, plain = Key.of("rows", 1, of="records"), Key.of("rows", 1, of="dicts")
+    made = store.make(records, lambda folder: write_rows(folder, rows))
+    again = store.make(plain, lambda folder: write_rows(folder, [to_json(row) for row in rows]))
+    assert made.rows(cls) == again.rows(cls) == rows
+    assert (made.path / "rows.jsonl").read_bytes() == (again.path / "rows.jsonl").read_bytes()
 
 
 def test_an_artifact_is_published_whole_or_not_at_all(tmp_path):

@@ -83,9 +83,9 @@ def _scaled(raw: np.ndarray, layer: int, residual_norm: float, unit: Coefficient
     return SteeringVector((raw * scale).astype(np.float32), layer, norm)
 
 
-def random_controls(vector: SteeringVector, count: int, seed: int) -> list[SteeringVector]:
+def random_controls(vector: SteeringVector, count: int, *seed: int) -> list[SteeringVector]:
     """Random directions of the vector's length, orthogonal to it (a random direction is not, in a small space)."""
-    generator = np.random.default_rng([seed, vector.layer])
+    generator = np.random.default_rng([*seed, vector.layer])
     draws = [generator.standard_normal(len(vector.values)) for _ in range(count)]
     return [_null(draw, vector) for draw in draws]
 

@@ -158,5 +158,5 @@ def prefetch(model: ModelConfig) -> Checkpoint:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
-        snapshot_download(checkpoint.location, revision=checkpoint.commit, allow_patterns=patterns)
+        snapshot_download(checkpoint.location, revision=model.revision, allow_patterns=patterns)
     return checkpoint

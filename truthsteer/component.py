@@ -16,6 +16,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from truthsteer.errors import UserError, did_you_mean
 
+TRANSIENT = {"transient": True}
+"""`field(metadata=TRANSIENT)`: how a component computes, not what."""
+
 
 def build(node: Mapping[str, Any], key: str) -> Any:
     """The dataclass instance that `node` describes.
@@ -60,12 +63,17 @@ def build_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
 def content(node: Mapping[str, Any], component: Any) -> dict[str, Any]:
     """What determines a component, for keys: its node, and its source file where it is not part of this package.
 
-    The package's own components change with their stage's VERSION; nobody raises a version for a file of their own.
+    Fields marked `TRANSIENT` (a device, a batch size) do not change results and are left out. The package's own
+    components change with their stage's VERSION; nobody raises a version for a file of their own.
     """
     cls = type(component)
     own = cls.__module__.split(".")[0] == __name__.split(".")[0]
     source = {} if own else {"source": hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()}
-    return {**node, **source}
+    known = {item.name: item for item in fields(cls)}
+    lasting = {
+        name: value for name, value in node.items() if name not in known or not known[name].metadata.get("transient")
+    }
+    return {**lasting, **source}
 
 
 def _locate(target: str, key: str) -> type[Any]:
@@ -87,7 +95,7 @@ def _locate(target: str, key: str) -> type[Any]:
 
 
 def _checked(value: Any, hint: Any, key: str) -> Any:
-    """`value` as `hint` asks for it: whole numbers pass as floats, lists as tuples; nothing else is converted."""
+    """`value` as `hint` asks for it: whole numbers pass as floats, lists as tuples, a bare true as text; nothing else."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         kind = get_origin(option) or option
@@ -100,5 +108,7 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
             return tuple(_checked(item, inner, f"{key}[{place}]") for place, item in enumerate(value))
         if kind in (int, str, bool, dict, list) and type(value) is kind:
             return value
+        if kind is str and isinstance(value, bool):
+            return str(value).lower()  # YAML's bare true, where the text is meant
     wanted = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise UserError(f"{key}={value!r} must be {wanted}.")

@@ -26,11 +26,12 @@ class Stage(Enum):
     steer = "steer"
     choose = "choose"
     generate = "generate"
+    gauge = "gauge"
     judge = "judge"
     report = "report"
 
 
-DEFAULT_STAGES = [Stage.extract, Stage.steer, Stage.choose, Stage.generate, Stage.judge, Stage.report]
+DEFAULT_STAGES = [stage for stage in Stage if stage is not Stage.prefetch]
 
 
 class Weights(Enum):
@@ -267,10 +268,16 @@ class ControlsConfig:
     """Vectors estimated with the labels of half the questions swapped: of the vector's norm, orthogonal to it."""
     sign_flip: bool = True
     """The vector at minus the chosen coefficient."""
+    style: bool = True
+    """Directions of style (negation, length, hedging) at the vector's norm, and the vector without them."""
+    envelope: int = 20
+    """Random directions per cell of the tune split's grid, at the chosen layer (of the first fold): what chance does there.
+    0: none."""
 
     def __post_init__(self) -> None:
         _check_min("steering.controls.random", self.random, 0)
         _check_min("steering.controls.shuffled", self.shuffled, 0)
+        _check_min("steering.controls.envelope", self.envelope, 0)
 
 
 @dataclass
@@ -333,6 +340,52 @@ class GenerationConfig:
 
 
 @dataclass
+class BaselinesConfig:
+    """Rows without steering that a steered row has to beat."""
+
+    prompts: dict[str, PromptConfig] = field(default_factory=dict)
+    """Name -> another prompt, without steering. `+prompt@baselines.prompts.NAME=PRESET` adds one."""
+    few_shot: int = 5
+    """Best answers of so many train questions put before each question, in the run's own prompt. 0: none."""
+    abstain: bool = True
+    """Always "I have no comment."."""
+    shortest: bool = True
+    """Multiple choice by the shortest answer."""
+    surface: bool = True
+    """Multiple choice by wording alone: a classifier that never sees the question, fitted on the other splits."""
+
+    def __post_init__(self) -> None:
+        _check_min("baselines.few_shot", self.few_shot, 0)
+        for name in self.prompts:
+            _require(
+                bool(re.fullmatch(r"[A-Za-z0-9_]+", name)) and name != FEW_SHOT,
+                f"baselines.prompts.{name} cannot name a prompt. Type letters, digits and '_', and not '{FEW_SHOT}'.",
+            )
+
+
+FEW_SHOT = "few_shot"
+
+
+@dataclass
+class GaugeConfig:
+    """What steering costs elsewhere."""
+
+    text: str | None = None
+    """Neutral text, passages separated by blank lines. Null: the English one that comes along; `embedded`: the
+    organism's."""
+    passages: int = 40
+    """Use at most so many passages. 0: measure nothing on neutral text."""
+    max_tokens: int = 128
+    """Tokens read of each passage."""
+    capability: str | None = None
+    """CSV of multiple-choice questions (question,A,B,C,D,answer). Null: none."""
+
+    def __post_init__(self) -> None:
+        _check_min("gauge.passages", self.passages, 0)
+        _check_min("gauge.max_tokens", self.max_tokens, 2)
+
+
+@dataclass
 class PathsConfig:
     """Where things are kept."""
 
@@ -358,6 +411,8 @@ class Config:
     judge: dict[str, Any] = field(default_factory=dict)
     """Name -> component. Several at once: `judge=[reference,semantic]`; the first with truth scores fills the table."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
+    gauge: GaugeConfig = MISSING
     paths: PathsConfig = field(default_factory=PathsConfig)
     stages: list[Stage] = field(default_factory=lambda: list(DEFAULT_STAGES))
     """Which stages run; what the others would make must be in the store."""
@@ -386,7 +441,7 @@ class Config:
         _require(bool(self.judge), "No judge is chosen. Type judge=reference.")
         _require(
             bool(self.stages),
-            "stages is empty. Type stages=[extract,steer,choose,generate,judge,report] or leave it out.",
+            f"stages is empty. Type stages=[{','.join(stage.value for stage in DEFAULT_STAGES)}] or leave it out.",
         )
         if self.run_id is not None:
             check_run_id(str(self.run_id))

@@ -8,13 +8,15 @@ tokenizer that uses one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from truthsteer.config import PromptConfig
 from truthsteer.errors import UserError
 
 PLAIN = PromptConfig(name="plain", text="Q: {question}\nA:", chat_text="{question}", stop=["\n"])
+AS_WRITTEN = PromptConfig(name="as written", text="{question}", chat_text="{question}")
+"""The text itself is the whole prompt, or the whole of the user's turn; some templates refuse a system's turn."""
 
 
 DATE = "01 Jan 2026"
@@ -118,7 +120,30 @@ def uses_chat(config: PromptConfig, model_has_chat: bool) -> bool:
     return model_has_chat if config.chat is None else config.chat
 
 
-def check_length(branches: Sequence[Branch], names: Sequence[str], max_length: int, key: str) -> None:
+def few_shot(prompt: PromptConfig, examples: Sequence[tuple[str, str]]) -> PromptConfig:
+    """The prompt with answered questions before the one that is asked, in its own form.
+
+    What stands above the question's own paragraph (an instruction, examples) is not repeated with each. A chat model gets
+    it all as one user's turn, with the cues that tell questions from answers.
+    """
+
+    def shown(text: str) -> str:
+        above, gap, _ = text[: text.index("{question}")].rpartition("\n\n")
+        form = text[len(above + gap) :]
+        answered = [form.replace("{question}", question) + f" {answer}\n\n" for question, answer in examples]
+        return above + gap + "".join(answered) + form
+
+    text = shown(prompt.text)
+    return replace(prompt, name=f"{prompt.name}, few-shot", text=text, chat_text=text)
+
+
+def check_length(
+    branches: Sequence[Branch],
+    names: Sequence[str],
+    max_length: int,
+    key: str,
+    or_else: str = "a shorter prompt preset",
+) -> None:
     """Raise if a context with its longest continuation passes `max_length`: truncation would cut the answer.
 
     Raises:
@@ -131,5 +156,5 @@ def check_length(branches: Sequence[Branch], names: Sequence[str], max_length: i
         raise UserError(
             f"{over} of {len(lengths)} texts are longer than {key}={max_length} tokens; the longest, with the question "
             f"{names[worst][:80]!r}, has {lengths[worst]}. Nothing is truncated, since that would cut answers: type "
-            f"{key}={lengths[worst]}, or a shorter prompt preset."
+            f"{key}={lengths[worst]}, or {or_else}."
         )

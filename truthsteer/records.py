@@ -36,6 +36,8 @@ class Question:
     """The false references, without repeats."""
     group: int = 0
     """Questions of one group are near-duplicates: they never straddle two splits, and are one cluster in intervals."""
+    best_incorrect: str | None = None
+    """The false answer that the binary task sets against the best one (column `Best Incorrect Answer`, 2025)."""
 
     @property
     def choices(self) -> tuple[tuple[str, bool], ...]:
@@ -68,6 +70,17 @@ class ConditionKind(StrEnum):
     SIGN_FLIP = "sign_flip"
     RANDOM = "random"
     SHUFFLED = "shuffled"
+    STYLE = "style"
+    PROJECTED = "projected"
+    PROMPT = "prompt"
+    FEW_SHOT = "few_shot"
+    ABSTAIN = "abstain"
+    SHORTEST = "shortest"
+    SURFACE = "surface"
+
+
+MODEL_FREE = (ConditionKind.ABSTAIN, ConditionKind.SHORTEST, ConditionKind.SURFACE)
+"""Conditions that ask no model."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,11 @@ class Condition:
     layer: int | None = None
     coefficient: float = 0.0
     vector: str = ""
-    """Name of the vector in the fold's bank; empty for the baseline."""
+    """Name of the vector in the fold's bank; empty where nothing is added."""
     vector_sha256: str = ""
     """Content of the vector: with layer, coefficient and operator it determines what the condition does."""
+    prompt: str = ""
+    """Name of another prompt under which it is asked; empty for the run's own."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +110,28 @@ class Choice:
     label: bool
     best: bool
     logprob: float
-    """Sum over the answer's tokens of log p(token | prompt, earlier tokens), natural log, no length normalisation."""
+    """Sum over the answer's tokens of log p(token | prompt, earlier tokens), natural log, no length normalisation.
+    Of a condition that asks no model: its score."""
     tokens: int
+
+
+@dataclass(frozen=True)
+class Hit:
+    """MC1 of one question, where nothing else of its choices is kept."""
+
+    question: str
+    mc1: float
+
+
+@dataclass(frozen=True)
+class Letters:
+    """One question put as (A) or (B), the best answer against the best incorrect one, under one condition."""
+
+    question: str
+    best: str
+    """`A` or `B`: where the best answer stood."""
+    logprob_a: float
+    logprob_b: float
 
 
 @dataclass(frozen=True)
@@ -121,9 +156,46 @@ class Verdict:
     """`ok`, or how the verdict came about; every status is counted in the report."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """Metric name -> value; None where the judge could not decide."""
-    probability: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    """Metric name -> the judge's probability that the value is 1; only of judges that have one."""
     raw: str = ""
     """What the judge itself produced, kept for re-reading."""
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """An answer whose verdict is known beforehand, given to every judge."""
+
+    question: str
+    sentinel: str
+    """`best`, `best_incorrect`, `no_comment`, `empty` or `elsewhere`."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """What a condition does to one passage of neutral text."""
+
+    passage: int
+    tokens: int
+    """Tokens scored: all but the first."""
+    nll: float
+    """Sum of -log p(token | earlier tokens), nats."""
+    kl: float
+    """Sum over positions of KL(baseline || condition) over the vocabulary, nats."""
+    kl_max: float
+    """The largest KL at one position."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One multiple-choice capability question under one condition."""
+
+    item: str
+    correct: float
+    """1 if the right choice has the highest log-probability; a tie is wrong."""
+    correct_per_char: float
+    """The same by log-probability per character."""
 
 
 def to_json(record: Any) -> dict[str, Any]:

@@ -28,15 +28,15 @@ class Cell:
     """Standard error of mc1, one question one draw."""
 
 
-def measure(layer: int, coefficient: float, choices: Sequence[Choice]) -> Cell:
-    """A cell from the rows of its condition, which stand question by question."""
+def measure(layer: int, coefficient: float, choices: Sequence[Choice]) -> tuple[Cell, list[float]]:
+    """A cell from the rows of its condition, which stand question by question, and the MC1 of each question."""
     hits, margins = [], []
     for _, own in groupby(choices, key=lambda choice: choice.question):
         rows = list(own)
         hits.append(multiple_choice(rows)["mc1"])
         margins.append(max(row.logprob for row in rows if row.best) - max(row.logprob for row in rows if not row.label))
     mean = sum(hits) / len(hits)
-    return Cell(layer, coefficient, mean, sum(margins) / len(margins), (mean * (1 - mean) / len(hits)) ** 0.5)
+    return Cell(layer, coefficient, mean, sum(margins) / len(margins), (mean * (1 - mean) / len(hits)) ** 0.5), hits
 
 
 def choose_cell(cells: Sequence[Cell]) -> Cell:

@@ -52,6 +52,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def write_rows(folder: Path, records: Iterable[Any], name: str = "rows.jsonl") -> None:
+    """Records, or their plain dicts, one JSON object a line: what `Artifact.rows` reads."""
+    with (folder / name).open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(canonical(record if isinstance(record, dict) else to_json(record)) + "\n")
+
+
 @dataclass(frozen=True)
 class Key:
     """Names an artifact: its kind and everything that determines it."""
@@ -172,9 +179,8 @@ class Store:
                 made.setdefault(owner, {})[order] = record
             for key in unique:
                 if self.find(key) is None:
-                    with self.publish(key) as folder, (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-                        for _, record in sorted(made.get(key.digest, {}).items()):
-                            file.write(canonical(record) + "\n")
+                    with self.publish(key) as folder:
+                        write_rows(folder, [record for _, record in sorted(made.get(key.digest, {}).items())])
             journal.close()
         return [self.need(key, key.kind) for key in wanted]
 

@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthsteer import data
+from truthsteer import capability, data
+from truthsteer.capability import Item
 from truthsteer.checkpoint import Checkpoint, resolve
 from truthsteer.component import build, build_all
-from truthsteer.config import Config, Stage, check_layer, to_plain
+from truthsteer.config import FEW_SHOT, Config, PromptConfig, Stage, check_layer, to_plain
 from truthsteer.progress import Advance, progress_bar
-from truthsteer.prompts import uses_chat
+from truthsteer.prompts import few_shot, uses_chat
 from truthsteer.records import Question, Splits, from_json, to_json
 from truthsteer.store import Artifact, Key, Store, digest, write_json
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("truthsteer")
 
-SPLITS_VERSION = 1
+SPLITS_VERSION = 2
 ROLES = ("steer", "train", "tune", "test")
 SMALL_HIDDEN = 256
 """Up to this width one thread is as fast as several, and on a busy machine many times faster."""
@@ -66,6 +67,21 @@ class Workspace:
         return resolve(self.config.model, self.store.root / "fingerprints.json")
 
     @cached_property
+    def judge_identities(self) -> dict[str, dict[str, Any]]:
+        """What verdicts rest on beyond a judge's fields; asked once, since it may read a whole checkpoint.
+
+        Raises:
+            UserError: a judge lacks something on this machine.
+        """
+        return {name: judge.identity() for name, judge in self.judges.items()}
+
+    @cached_property
+    def capability(self) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+        """The capability questions, and what was left out of their file; nothing without a file."""
+        path = self.config.gauge.capability
+        return capability.read(path) if path else ((), ())
+
+    @cached_property
     def layers(self) -> list[int]:
         """Layers tried on the tune split."""
         known = self.config.model.shape.num_layers
@@ -82,10 +98,19 @@ class Workspace:
         policy.pop("name")
         return {"weights": self.checkpoint.fingerprint, "dtype": policy}
 
-    @cached_property
-    def prompt_inputs(self) -> dict[str, Any]:
+    def prompt(self, name: str = "", split: Splits | None = None) -> PromptConfig:
+        """The run's own prompt, or the baseline of that name; `few_shot` is made from the train questions of `split`."""
+        if not name:
+            return self.config.prompt
+        if name != FEW_SHOT:
+            return self.config.baselines.prompts[name]
+        assert split is not None
+        ranked = sorted(split.train, key=lambda question: digest([self.config.seed, FEW_SHOT, question.id]))
+        return few_shot(self.config.prompt, [(q.text, q.best) for q in ranked[: self.config.baselines.few_shot]])
+
+    def prompt_inputs(self, prompt: PromptConfig | None = None) -> dict[str, Any]:
         """What determines the text a question becomes, for keys."""
-        prompt = self.config.prompt
+        prompt = prompt or self.config.prompt
         chat = uses_chat(prompt, self.config.model.chat_template)
         return {"chat": chat, "text": prompt.chat_text if chat else prompt.text}
 
@@ -149,11 +174,11 @@ class Workspace:
         self.store.facts |= {"device": lm.device.type, "dtype": config.dtype.name}
         return lm
 
-    @property
-    def prompts(self) -> Prompts:
+    def prompts(self, prompt: PromptConfig | None = None) -> Prompts:
+        """Renders under a prompt, the run's own by default."""
         from truthsteer.prompts import Prompts
 
-        return Prompts(self.config.prompt, self.model.tokenizer, self.config.model.chat_template)
+        return Prompts(prompt or self.config.prompt, self.model.tokenizer, self.config.model.chat_template)
 
     def free_model(self) -> None:
         """Forget the model, so that judges have its memory."""

@@ -20,7 +20,7 @@ def run(ws: Workspace) -> Artifact:
         "activations",
         VERSION,
         model=ws.model_inputs,
-        prompt=ws.prompt_inputs,
+        prompt=ws.prompt_inputs(),
         questions=questions_digest(questions),
         depth=depth,
         pairs_per_question=steering.pairs_per_question,
@@ -33,7 +33,7 @@ def run(ws: Workspace) -> Artifact:
         from truthsteer.extraction import extract
 
         lm = ws.model
-        prompts = ws.prompts
+        prompts = ws.prompts()
         with ws.progress("extract: questions", len(questions)) as advance:
             found = extract(
                 lm,

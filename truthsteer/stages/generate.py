@@ -5,10 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from safetensors.numpy import load_file
-
-from truthsteer.conditions import condition_inputs, injections
-from truthsteer.config import Stage, to_plain
+from truthsteer import baselines
+from truthsteer.conditions import Vectors, condition_inputs, injections, per_prompt, vectors_of
+from truthsteer.config import PromptConfig, Stage, to_plain
 from truthsteer.records import Completion, Condition, Splits
 from truthsteer.store import Artifact, JournalRow, Key, digest
 from truthsteer.workspace import Workspace
@@ -22,16 +21,31 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
     Raises:
         UserError: logits are not finite; the message names question and condition.
     """
-    config = ws.config
+
+    def make(prompt: PromptConfig, own: list[Condition]) -> list[Artifact]:
+        return _generate(ws, split, prompt, own, vectors_of(bank))
+
+    return baselines.beside(
+        conditions,
+        lambda asked: per_prompt(ws, split, asked, make),
+        lambda item: baselines.completions(ws, split, item),
+    )
+
+
+def _generate(
+    ws: Workspace, split: Splits, prompt: PromptConfig, conditions: list[Condition], vectors: Vectors
+) -> list[Artifact]:
+    """All conditions of one prompt."""
+    config, inputs = ws.config, ws.prompt_inputs(prompt)
     sampled = config.generation.temperature > 0
     asked = digest([[question.id, question.text] for question in split.test])
-    stop = [] if ws.prompt_inputs["chat"] else config.prompt.stop
+    stop = [] if inputs["chat"] else prompt.stop
     keys = [
         Key.of(
             "completions",
             VERSION,
             model=ws.model_inputs,
-            prompt=ws.prompt_inputs,
+            prompt=inputs,
             stop=stop,
             questions=asked,
             condition=condition_inputs(ws, condition),
@@ -47,7 +61,7 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
     def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
         from truthsteer.decoding import Request, decode
 
-        lm, prompts = ws.model, ws.prompts
+        lm, prompts = ws.model, ws.prompts(prompt)
         contexts = prompts.contexts([question.text for question in split.test])
         chosen = [by_digest[name] for name in plan]
         requests = [
@@ -60,7 +74,7 @@ def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition
             for index, condition in enumerate(chosen)
             for question, context in zip(split.test, contexts, strict=True)
         ]
-        injected = injections(chosen, load_file(bank.path / "vectors.safetensors"))
+        injected = injections(chosen, vectors())
         with ws.progress(ws.label("generate: answers", split), len(requests)) as advance:
             batches = decode(
                 lm,

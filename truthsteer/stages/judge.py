@@ -1,64 +1,111 @@
-"""judge: the verdict of every judge on every completion. The steered model is freed first."""
+"""judge: the verdict of every judge on every completion, and on answers whose verdict is known. The steered model is
+freed first; judges that load the same model are asked one after the other, so that it is loaded once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from truthsteer.component import content
 from truthsteer.config import Stage
-from truthsteer.records import Completion, Splits
-from truthsteer.store import Artifact, JournalRow, Key
+from truthsteer.judges import ROWS_AT_ONCE, by_model, released_after
+from truthsteer.records import Completion, Question, Sentinel
+from truthsteer.sentinels import sentinels
+from truthsteer.store import Artifact, JournalRow, Key, digest
 from truthsteer.workspace import Workspace, questions_digest
 
-VERSION = 1
-ROWS_AT_ONCE = 512
-"""Verdicts between two writes: what a killed judge loses at most."""
+VERSION = 2
 
 
-def run(ws: Workspace, split: Splits, completions: Sequence[Artifact]) -> dict[str, list[Artifact]]:
-    """Judge name -> one artifact of `Verdict` rows per artifact of completions, in their order."""
+@dataclass(frozen=True)
+class Judged:
+    """What one judge made."""
+
+    verdicts: list[list[Artifact]]
+    """[fold][condition]: `Verdict` rows, in the order of the completions."""
+    sentinels: Artifact
+    """`Verdict` rows, in the order of `sentinels.sentinels`."""
+
+
+def run(ws: Workspace, completions: Sequence[Sequence[Artifact]]) -> dict[str, Judged]:
+    """The verdicts of each judge on the completions of every fold and condition, by the judge's name.
+
+    A judge that fails leaves the others' verdicts, and its own finished ones, in the store.
+    """
     ws.free_model()
-    return {name: _judge(ws, name, split, completions) for name in ws.judges}
+    tested = tuple(question for split in ws.splits for question in split.test)
+    known = sentinels(tested, ws.config.seed)
+    asked = {sentinel.question for sentinel in known}
+    used = tuple(question for question in tested if question.id in asked)
+    named = f"sentinels/{digest([[row.question, row.sentinel, row.text] for row in known])}"
+    judged = {}
+    with released_after(ws.judges):
+        for name in by_model(ws.judges):
+            folds = [
+                _verdicts(
+                    ws,
+                    name,
+                    ws.label(f"judge: {name}", split),
+                    split.test,
+                    [(artifact.key, partial(artifact.rows, Completion)) for artifact in own],
+                )
+                for split, own in zip(ws.splits, completions, strict=True)
+            ]
+            [own] = _verdicts(ws, name, f"judge: {name}, known answers", used, [(named, lambda: known)])
+            judged[name] = Judged(folds, own)
+    return {name: judged[name] for name in ws.judges}
 
 
-def _judge(ws: Workspace, name: str, split: Splits, completions: Sequence[Artifact]) -> list[Artifact]:
+Rows = Callable[[], Sequence[Completion | Sentinel]]
+
+
+def _verdicts(
+    ws: Workspace,
+    name: str,
+    description: str,
+    questions: tuple[Question, ...],
+    answers: Sequence[tuple[str, Rows]],
+) -> list[Artifact]:
+    """One artifact of verdicts per entry of `answers` (what they are, their rows), in their order."""
     judge = ws.judges[name]
+    identity, references = ws.judge_identities[name], questions_digest(questions)
     keys = [
         Key.of(
             "verdicts",
             VERSION,
-            completions=artifact.key,
+            completions=what,
             judge=content(ws.config.judge[name], judge),
-            identity=judge.identity(),
-            references=questions_digest(split.test),
+            identity=identity,
+            references=references,
         )
-        for artifact in completions
+        for what, _ in answers
     ]
     if not ws.runs(Stage.judge):
         return [ws.store.need(key, "judge") for key in keys]
-    by_digest = {key.digest: artifact for key, artifact in zip(keys, completions, strict=True)}
-    questions = {question.id: question for question in split.test}
+    by_digest = {key.digest: rows for key, (_, rows) in zip(keys, answers, strict=True)}
+    by_id = {question.id: question for question in questions}
+    size = getattr(judge, "rows_at_once", ROWS_AT_ONCE)
 
     def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
-        work = [
-            (owner, order, completion)
-            for owner in plan
-            for order, completion in enumerate(by_digest[owner].rows(Completion))
-        ]
-        with ws.progress(ws.label(f"judge: {name}", split), len(work)) as advance:
-            for unit, first in enumerate(range(0, len(work), ROWS_AT_ONCE)):
-                part = work[first : first + ROWS_AT_ONCE]
+        # Conditions often answer alike: the same answer to the same question is judged once.
+        owners: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        for owner in plan:
+            for order, row in enumerate(by_digest[owner]()):
+                owners.setdefault((row.question, row.text), []).append((owner, order))
+        answered = list(owners)
+        with ws.progress(description, len(answered)) as advance:
+            for unit, first in enumerate(range(0, len(answered), size)):
+                part = answered[first : first + size]
                 if not done(unit):
-                    verdicts = judge.judge(
-                        [questions[row.question] for _, _, row in part], [row.text for _, _, row in part]
-                    )
-                    yield (
-                        unit,
-                        [
-                            JournalRow(owner, order, verdict)
-                            for (owner, order, _), verdict in zip(part, verdicts, strict=True)
-                        ],
-                    )
+                    verdicts = judge.judge([by_id[question] for question, _ in part], [text for _, text in part])
+                    rows = [
+                        JournalRow(owner, order, verdict)
+                        for key, verdict in zip(part, verdicts, strict=True)
+                        for owner, order in owners[key]
+                    ]
+                    yield unit, rows
                 advance(len(part))
 
-    return ws.store.make_rows(keys, {"rows": ROWS_AT_ONCE}, compute)
+    return ws.store.make_rows(keys, {"rows": size}, compute)

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from truthsteer.config import Config, Stage
 from truthsteer.errors import UserError, did_you_mean
+from truthsteer.terminal import console
 
 if TYPE_CHECKING:
     from truthsteer.checkpoint import Checkpoint
@@ -36,12 +37,10 @@ log = logging.getLogger("truthsteer")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-NULL_PRESET = "prompt='null'"
-"""The preset's name is YAML's word for nothing: quoted for those who type it plainly."""
+SEVERAL = ("judge", "method")
+"""Groups of which several options can be chosen at once."""
 REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
 """What may be typed with `run=`."""
-PIPED_WIDTH = 200
-"""Columns of the final table where there is no terminal to ask."""
 
 
 def conf_dir() -> Path:
@@ -55,7 +54,6 @@ def main() -> None:
     """Entry point of `truthsteer` and `python -m truthsteer`."""
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function, which prints those meant for users
-    sys.argv[1:] = [NULL_PRESET if argument == "prompt=null" else argument for argument in sys.argv[1:]]
     refused: list[UserError] = []
 
     def task(cfg: DictConfig) -> None:
@@ -67,6 +65,7 @@ def main() -> None:
             refused.append(error)
 
     try:
+        sys.argv[1:] = [_quoted_null(argument) for argument in sys.argv[1:]]
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
         if refused:
             _fail(str(refused[0]))
@@ -79,6 +78,24 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _quoted_null(argument: str) -> str:
+    """A prompt preset is called by YAML's word for nothing: quoted for those who type it plainly.
+
+    Raises:
+        UserError: nothing is chosen of a group that needs an option.
+    """
+    if re.fullmatch(r"\+?prompt(@[\w.]+)?=null", argument):
+        return argument.removesuffix("null") + "'null'"
+    if found := re.fullmatch(r"(model|dtype|data|steering|method|operator|judge|gauge)=null", argument):
+        raise UserError(f"{argument} is not an option. {_options(found[1])}")
+    return argument
+
+
+def _options(group: str) -> str:
+    options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return f"Its options are: {', '.join(options)}." if options else ""
+
+
 def _fail(message: str) -> None:
     sys.stderr.write(f"truthsteer: {message}\n")
     sys.exit(EXIT_USER_ERROR)
@@ -88,7 +105,7 @@ def _task(cfg: DictConfig) -> None:
     config = to_config(cfg)
     if config.verbose:
         log.setLevel(logging.DEBUG)
-    _set_hub_cache(config.paths.hf_cache)
+    set_hub_cache(config.paths.hf_cache)
     hydra_config = HydraConfig.get()
     try:
         execute(config, list(hydra_config.overrides.task))
@@ -122,12 +139,12 @@ def execute(config: Config, overrides: list[str]) -> None:
     log.info("run %s", folder)
     summary = run(config, overrides, checkpoint)
     if summary is not None:
-        from rich.console import Console
-
         from truthsteer.stages.report import table
 
-        out = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+        out = console()
         out.print(table(summary, out.width))
+        for sentence in (*(item["effect"] for item in summary["verdict"]), *summary["warnings"]):
+            out.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
         out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
@@ -168,7 +185,8 @@ def rejudged(config: Config, overrides: list[str]) -> tuple[Config, Checkpoint]:
                 f"{key} cannot be changed where run={config.run} is judged again: its answers are made. "
                 f"Leave it out; what can be typed is {', '.join(REJUDGING)}."
             )
-    folder, record = find_run(config)
+    assert config.run is not None
+    folder, record = find_run(Path(config.paths.root), config.run)
     if "checkpoint" not in record:
         raise UserError(
             f"run={config.run} never came as far as its model. Finish it first: type its own command again."
@@ -201,12 +219,18 @@ def explain(error: BaseException) -> str:
         cause = cause.__cause__
     text = " ".join(" ".join(chain).split())
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown(found.group(1).partition("@")[0])
+        group, at, _ = found.group(1).partition("@")
+        return f"{found.group(1)} adds an option: type +{found.group(1)}=OPTION." if at else _unknown(group)
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, option = found.groups()
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-        listed = f"Its options are: {', '.join(options)}." if options else ""
-        return f"{group}={option} is not an option. {did_you_mean(option, options)}{listed}"
+        return f"{group}={option} is not an option. {did_you_mean(option, options)}{_options(group)}"
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text):
+        key, values = found.groups()
+        together = f"'{key}=[{values}]' for all in one run, or " if key in SEVERAL else ""
+        return f"{key}={values} is several values. Type {together}-m {key}={values} for a run each."
+    if found := re.search(r"Invalid value assigned: \w+ is not a ListConfig.*full_key: (\S+)", text):
+        return f"{found.group(1)} must be a list. Type '{found.group(1)}=[VALUE]'."
     if found := re.search(r"Error merging override (\S+)", text):
         reason = chain[-1].splitlines()[0].rstrip(".") if len(chain) > 1 else "the value has the wrong type"
         return f"{found.group(1)} cannot be used: {reason}."
@@ -218,6 +242,13 @@ def explain(error: BaseException) -> str:
 
 
 def _unknown(key: str) -> str:
+    parts = key.split(".")
+    option = conf_dir() / parts[0] / f"{parts[1]}.yaml" if parts[0] in SEVERAL and len(parts) > 2 else None
+    if option is not None and option.is_file():
+        fields = list(OmegaConf.select(OmegaConf.load(option), parts[1]))
+        if parts[2] not in fields:
+            return f"'{key}' is not a key. {did_you_mean(parts[2], fields)}{parts[1]} has {', '.join(fields[1:])}."
+        return f"{key} needs that {parts[0]}, which is not chosen. Type {parts[0]}=[{parts[1]}] with it."
     return f"'{key}' is not a key. {did_you_mean(key, all_keys())}`truthsteer --cfg job` lists them all."
 
 
@@ -231,7 +262,7 @@ def all_keys(schema: type[Any] = Config, prefix: str = "") -> list[str]:
     return found
 
 
-def _set_hub_cache(folder: str | None) -> None:
+def set_hub_cache(folder: str | None) -> None:
     """HF_HOME must be set before any hub library is imported."""
     if folder is not None:
         os.environ["HF_HOME"] = str(Path(folder).expanduser().resolve())

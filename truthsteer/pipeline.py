@@ -1,6 +1,6 @@
 """The program's table of contents: the stages in order, and what each hands to the next.
 
-    splits -> extract -> steer -> choose -> generate -> judge -> report
+    splits -> extract -> steer -> choose -> generate -> gauge -> judge -> report
 
 Everything but the report is in the store under the hash of what determines it, so that this walk, done again, only looks
 things up.
@@ -9,23 +9,41 @@ things up.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from truthsteer import data
+from truthsteer import baselines, data
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.checkpoint import prefetch as prefetch_checkpoint
 from truthsteer.config import Config, Stage, identity
-from truthsteer.records import Choice, Completion, Condition, Question, Verdict, from_json
+from truthsteer.records import (
+    Capability,
+    Choice,
+    Completion,
+    Condition,
+    Letters,
+    Neutral,
+    Question,
+    Splits,
+    Verdict,
+    from_json,
+)
+from truthsteer.results import Results, Row
 from truthsteer.runs import RunRecord, folder_for
-from truthsteer.stages import choose, extract, generate, judge, report, steer
+from truthsteer.sentinels import sentinels
+from truthsteer.stages import choose, extract, gauge, generate, judge, report, steer
 from truthsteer.store import Artifact, digest, file_sha256, read_json
 from truthsteer.workspace import Workspace
 
 log = logging.getLogger("truthsteer")
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+MEASURED = ("steer", "choose", "generate", "gauge", "judge")
+"""Stages whose artifacts the report shows."""
+
+T = TypeVar("T")
 
 
 def run(
@@ -69,18 +87,19 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
     if Stage.prefetch in wanted:
         with record.stage("prefetch"):
             prefetch(ws)
-    after = [stage for stage in wanted if stage is not Stage.prefetch]
-    if not after:
-        return None
-    last = max(after, key=list(Stage).index)
+    order = list(Stage)
+    last = max((order.index(stage) for stage in wanted if stage is not Stage.prefetch), default=0)
 
     def reached(stage: Stage) -> bool:
-        return list(Stage).index(stage) <= list(Stage).index(last)
+        return order.index(stage) <= last
 
+    if not reached(Stage.extract):
+        return None
     record.data["checkpoint"] = asdict(ws.checkpoint)
     if Stage.judge in wanted:
-        for component in ws.judges.values():
-            component.identity()  # a judge that is not there is missed now, not after hours
+        _ = ws.judge_identities  # a judge that is not there is missed now, not after hours
+    if Stage.gauge in wanted:
+        gauge.check(ws)
     with record.stage("extract") as entry:
         activations = extract.run(ws)
         entry["artifacts"] = [activations.key]
@@ -92,33 +111,42 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         entry["artifacts"] = [bank.key for bank in banks]
     if not reached(Stage.choose):
         return None
-    conditions = [_conditions(bank) for bank in banks]
+    conditions = [_conditions(ws, split, bank) for split, bank in zip(ws.splits, banks, strict=True)]
     folds = list(zip(ws.splits, banks, conditions, strict=True))
     with record.stage("choose") as entry:
         choices = [choose.run(ws, *fold) for fold in folds]
-        entry["artifacts"] = _keys(choices)
+        letters = [choose.letters(ws, *fold) for fold in folds]
+        entry["artifacts"] = _keys([*choices, *(found.values() for found in letters)])
     if not reached(Stage.generate):
         return None
     with record.stage("generate") as entry:
         completions = [generate.run(ws, *fold) for fold in folds]
         entry["artifacts"] = _keys(completions)
+    if not reached(Stage.gauge):
+        return None
+    with record.stage("gauge") as entry:
+        gauged = [gauge.run(ws, *fold) for fold in folds]
+        entry["artifacts"] = _keys([found.values() for fold in gauged for found in fold.values()])
     if not reached(Stage.judge):
         return None
     record.data["facts"] = _facts([*choices, *completions])
     with record.stage("judge") as entry:
-        verdicts = [judge.run(ws, split, own) for split, own in zip(ws.splits, completions, strict=True)]
-        entry["artifacts"] = {name: _keys([fold[name] for fold in verdicts]) for name in ws.judges}
+        judged = judge.run(ws, completions)
+        entry["artifacts"] = {name: [*_keys(found.verdicts), found.sentinels.key] for name, found in judged.items()}
     if not reached(Stage.report):
         return None
+    return _report(ws, record, Made(banks, conditions, choices, letters, completions, gauged, judged))
+
+
+def _report(ws: Workspace, record: RunRecord, made: Made) -> dict[str, Any]:
+    """The summary; the report is rewritten only if something it shows has changed."""
     with record.stage("report") as entry:
-        # The report is rewritten only if something it shows has changed.
-        made = [record.data["stages"][name]["artifacts"] for name in ("steer", "choose", "generate", "judge")]
-        inputs = [REPORT_VERSION, ws.splits_artifact.key, made, identity(ws.config)]
-        entry["inputs"] = digest(inputs)
+        shown = [record.data["stages"][name]["artifacts"] for name in MEASURED]
+        left_out = list(ws.capability[1])
+        entry["inputs"] = digest([REPORT_VERSION, ws.splits_artifact.key, shown, left_out, identity(ws.config)])
         summary = _finished_report(ws.folder, entry["inputs"])
         if summary is None:
-            results = _results(ws, record, banks, conditions, choices, completions, verdicts)
-            summary = report.run(results, ws.folder, ws.config.seed)
+            summary = report.run(_results(ws, record, made), ws.folder, ws.config.seed)
             entry["files"] = {name: file_sha256(ws.folder / name) for name in report.FILES}
             _stamp(ws.folder).write_text(digest([entry["inputs"], entry["files"]]), encoding="utf-8")
     return summary
@@ -132,8 +160,10 @@ def prefetch(ws: Workspace) -> None:
         component.prefetch()
 
 
-def _conditions(bank: Artifact) -> list[Condition]:
-    return [from_json(Condition, item) for item in bank.json("bank.json")["conditions"]]
+def _conditions(ws: Workspace, split: Splits, bank: Artifact) -> list[Condition]:
+    """The baseline, the rows without steering, then what the bank lists."""
+    baseline, *steered = [from_json(Condition, item) for item in bank.json("bank.json")["conditions"]]
+    return [baseline, *baselines.conditions(ws.config.baselines, split), *steered]
 
 
 def _facts(folds: list[list[Artifact]]) -> dict[str, Any]:
@@ -145,46 +175,66 @@ def _facts(folds: list[list[Artifact]]) -> dict[str, Any]:
     }
 
 
-def _keys(folds: list[list[Artifact]]) -> list[str]:
+def _keys(folds: Iterable[Iterable[Artifact]]) -> list[str]:
     return [artifact.key for fold in folds for artifact in fold]
 
 
-def _results(
-    ws: Workspace,
-    record: RunRecord,
-    banks: list[Artifact],
-    conditions: list[list[Condition]],
-    choices: list[list[Artifact]],
-    completions: list[list[Artifact]],
-    verdicts: list[dict[str, list[Artifact]]],
-) -> report.Results:
-    """Pool the folds: row i of the table is condition i of every fold, over all test questions."""
-    rows = []
-    for index, first in enumerate(conditions[0]):
-        own = [fold[index] for fold in conditions]
-        rows.append(
-            report.Row(
-                name=first.name,
-                kind=first.kind,
-                method=first.method,
-                layers=tuple(sorted({c.layer for c in own if c.layer is not None})),
-                coefficients=tuple(sorted({c.coefficient for c in own if c.layer is not None})),
-                choices=[row for fold in choices for row in fold[index].rows(Choice)],
-                completions=[row for fold in completions for row in fold[index].rows(Completion)],
-                verdicts={
-                    name: [row for fold in verdicts for row in fold[name][index].rows(Verdict)] for name in ws.judges
-                },
-            )
-        )
+@dataclass(frozen=True)
+class Made:
+    """What the stages made: [fold], then [condition], or by its name where not every condition has one."""
+
+    banks: list[Artifact]
+    conditions: list[list[Condition]]
+    choices: list[list[Artifact]]
+    letters: list[dict[str, Artifact]]
+    completions: list[list[Artifact]]
+    gauged: list[dict[str, dict[str, Artifact]]]
+    judged: dict[str, judge.Judged]
+
+
+def _results(ws: Workspace, record: RunRecord, made: Made) -> Results:
+    """Pool the folds: a row of the table is the condition of that name in every fold that has it."""
     tested: tuple[Question, ...] = tuple(question for split in ws.splits for question in split.test)
-    return report.Results(
+    return Results(
         name=ws.folder.name,
         config=record.data["config"],
         questions=tested,
-        rows=tuple(rows),
-        banks=tuple(bank.json("bank.json") for bank in banks),
+        rows=tuple(_row(made, name) for name in dict.fromkeys(item.name for fold in made.conditions for item in fold)),
+        banks=tuple(bank.json("bank.json") for bank in made.banks),
         data=ws.data_facts,
+        capability_problems=ws.capability[1],
+        sentinels=tuple(sentinels(tested, ws.config.seed)),
+        sentinel_verdicts={name: found.sentinels.rows(Verdict) for name, found in made.judged.items()},
         record={key: record.data[key] for key in ("overrides", "code", "facts", "checkpoint")},
+    )
+
+
+def _row(made: Made, name: str) -> Row:
+    """One condition of every fold that has it: a style, say, may not show in the answers that one fold steers by."""
+    names = [[item.name for item in fold] for fold in made.conditions]
+    own = [item for fold in made.conditions for item in fold if item.name == name]
+    first = own[0]
+
+    def pooled(folds: Sequence[Sequence[Artifact]], cls: type[T]) -> list[T]:
+        found = [dict(zip(known, fold, strict=True)) for known, fold in zip(names, folds, strict=True)]
+        return [row for rows in each(found, cls) for row in rows]
+
+    def each(folds: Sequence[Mapping[str, Artifact]], cls: type[T]) -> list[list[T]]:
+        return [fold[name].rows(cls) for fold in folds if name in fold]
+
+    return Row(
+        name=name,
+        kind=first.kind,
+        method=first.method,
+        prompt=first.prompt,
+        layers=tuple(sorted({c.layer for c in own if c.layer is not None})),
+        coefficients=tuple(sorted({c.coefficient for c in own if c.layer is not None})),
+        choices=pooled(made.choices, Choice),
+        completions=pooled(made.completions, Completion),
+        verdicts={judge: pooled(found.verdicts, Verdict) for judge, found in made.judged.items()},
+        letters=[row for rows in each(made.letters, Letters) for row in rows],
+        neutral=each([fold["neutral"] for fold in made.gauged], Neutral),
+        capability=each([fold["capability"] for fold in made.gauged], Capability),
     )
 
 

@@ -8,11 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from truthsteer import baselines
 from truthsteer.checkpoint import folder_of
 from truthsteer.config import Config, DataSource, Residual, Stage, Weights
 from truthsteer.errors import UserError
+from truthsteer.prompts import uses_chat
 from truthsteer.records import Splits, from_json
 from truthsteer.runs import folder_for
+from truthsteer.stages import gauge
+from truthsteer.style import STYLES
 from truthsteer.workspace import Workspace
 
 GIB = 1 << 30
@@ -40,7 +44,8 @@ def show_plan(config: Config) -> None:
         f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False
     )
     for name, judge in ws.judges.items():
-        out.print(f"judge      {name}{_missing(judge)}", soft_wrap=True, highlight=False)
+        out.print(f"judge      {name}{_missing(judge)}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"gauge      {_gauge(ws)}", soft_wrap=True, highlight=False)
     out.print(f"stages     {' -> '.join(stage.value for stage in Stage if stage in config.stages)}", highlight=False)
     for line in memory(config):
         out.print(line, highlight=False)
@@ -56,10 +61,19 @@ def _missing(judge: Any) -> str:
     return ""
 
 
+def _gauge(ws: Workspace) -> str:
+    gauge.check(ws)
+    asked = ws.config.gauge
+    items, left_out = ws.capability
+    bad = f" ({len(left_out)} rows left out)" if left_out else ""
+    capability = f"{len(items)} capability questions{bad}" if asked.capability else "no capability questions"
+    return f"{asked.passages} passages of {asked.text or 'English'} text, {capability}"
+
+
 def _model(config: Config) -> str:
     model = config.model
     where = f"folder {model.path}" if model.path else f"hub {model.id}@{model.revision or 'newest'}"
-    asked = "chat template" if model.chat_template else "plain text"
+    asked = "chat template" if uses_chat(config.prompt, model.chat_template) else "plain text"
     return f"{model.name} ({where}, {asked})"
 
 
@@ -98,6 +112,8 @@ def condition_names(config: Config, ws: Workspace) -> Iterator[tuple[str, str, s
     chosen = f"{values[0]:g}" if len(values) == 1 else "chosen by tune"
     controls = config.steering.controls
     yield "baseline", "", ""
+    for name in baselines.names(config.baselines):
+        yield name, "", ""
     for name in ws.methods:
         yield f"{name} chosen", layer, chosen
         if controls.sign_flip:
@@ -106,6 +122,10 @@ def condition_names(config: Config, ws: Workspace) -> Iterator[tuple[str, str, s
             yield f"{name} random_{index}", layer, chosen
         for index in range(1, controls.shuffled + 1):
             yield f"{name} shuffled_{index}", layer, chosen
+        if controls.style:
+            for style in STYLES:
+                yield f"{name} style_{style} (if the steer answers differ in it)", layer, chosen
+            yield f"{name} without_... (if there are such styles)", layer, chosen
         for value in config.steering.coefficients:
             yield f"{name} {value:+g}", layer, f"{value:+g}"
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthsteer import figures, findings
+from truthsteer import cautions, figures, findings
 from truthsteer.metrics import HEADLINE
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ KINDS = {
     "sign_flip": "control: sign flipped",
     "random": "control: random",
     "shuffled": "control: shuffled",
+    "style": "control: direction of style",
+    "projected": "chosen, without style",
+    "prompt": "other prompt, no steering",
+    "few_shot": "examples, no steering",
+    "abstain": "no model",
+    "shortest": "no model",
+    "surface": "no model, no question",
 }
 """What a kind of condition is called."""
 
@@ -36,6 +43,9 @@ _LEAST_FIRST = ("mc3", "mc2", "length", "abstain", "info", "mc1", "true_info")
 
 FULL_WIDTH = 140
 """Columns that hold the whole table, and what is assumed where there is no terminal."""
+
+_REST = ("n", "difference", "difference_low", "difference_high", "p_adjusted", "mde", "undecided", "withheld")
+"""What else metrics.csv has of every metric, in its last columns."""
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -60,21 +70,32 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
     extra = [name for name in summary["metrics"] if name not in HEADLINE]
     evidence = [f"{name}_{part}" for name in HEADLINE for part in ("low", "high", "p")]
     more = [f"{name}{part}" for name in extra for part in ("", "_low", "_high", "_p")]
-    header = ["condition", "n", *HEADLINE, *evidence, "kind", "method", "layers", "coefficients", *more]
+    rest = [f"{name}_{part}" for name in summary["metrics"] for part in _REST]
+    header = [
+        "condition",
+        "n",
+        *HEADLINE,
+        *evidence,
+        "kind",
+        "method",
+        "layers",
+        "coefficients",
+        "mc_setting",
+        *more,
+        *rest,
+    ]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, header, restval="", lineterminator="\n")
         writer.writeheader()
         for row in summary["conditions"]:
             cells: dict[str, Any] = {"condition": cell(row["name"]), "n": summary["n"], "kind": row["kind"]}
             cells |= {"method": cell(row["method"]), "layers": ";".join(map(str, row["layers"]))}
+            cells["mc_setting"] = cell(row["setting"])
             cells["coefficients"] = ";".join(f"{value:g}" for value in row["coefficients"])
             for name, item in row["metrics"].items():
-                cells |= {
-                    name: item["mean"],
-                    f"{name}_low": item["low"],
-                    f"{name}_high": item["high"],
-                    f"{name}_p": item["p"],
-                }
+                cells[name] = item["mean"]
+                cells |= {f"{name}_{part}": item[part] for part in ("low", "high", "p", *_REST)}
+                cells[f"{name}_withheld"] = int(item["withheld"])
             writer.writerow(cells)
 
 
@@ -101,13 +122,14 @@ def page(
     return _template().render(
         summary=summary,
         record=_flattened(record),
-        warnings=[*summary["warnings"], *findings.record_warnings(record)],
+        warnings=[*summary["warnings"], *cautions.record_warnings(record)],
         config=visible(
             yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
         ),
         figures=[(figure, Markup(figures.inline(figure))) for figure in drawn],
         examples=examples,
         labels=figures.LABELS,
+        groups=_groups(summary),
         kinds=KINDS,
         tallies=_tallies(summary),
         differs=findings.differs,
@@ -127,8 +149,35 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"p": findings.p_value, "flat": _flat, "whole": _whole}
-    environment.globals |= {"value": findings.value, "bounds": findings.bounds, "change": findings.change}
+    environment.globals |= {
+        "value": findings.value,
+        "bounds": findings.bounds,
+        "change": findings.change,
+        "detectable": findings.detectable,
+        "full_name": figures.full_name,
+    }
     return environment.get_template("report.html.j2")
+
+
+def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of conditions: headline metrics, the other judges' metrics, other readings of multiple choice."""
+    rest = [name for name in summary["metrics"] if name not in HEADLINE]
+    parts = {
+        "All conditions": [name for name in HEADLINE if name in summary["metrics"]],
+        "Other judges": [name for name in rest if name in summary["judges"]],
+        "Other readings of multiple choice": [name for name in rest if name in summary["settings"]],
+        "Texts": [name for name in rest if name not in summary["judges"] and name not in summary["settings"]],
+    }
+    rows = summary["conditions"]
+    return [
+        {
+            "title": title,
+            "metrics": names,
+            "rows": [row for row in rows if any(row["metrics"][name]["n"] for name in names)],
+        }
+        for title, names in parts.items()
+        if names
+    ]
 
 
 def _tallies(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -158,7 +207,10 @@ def _flattened(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with one level of nesting opened, without what would differ between two identical runs."""
     flat: dict[str, Any] = {}
     for key, item in ((key, item) for key, item in record.items() if key not in _NOT_SHOWN):
-        flat |= item if isinstance(item, Mapping) and key != "versions" else {key: item}
+        opened = isinstance(item, Mapping) and key != "versions"
+        flat |= (
+            {f"{key} {name}" if name in flat else name: part for name, part in item.items()} if opened else {key: item}
+        )
     return {key: item for key, item in flat.items() if key not in _NOT_SHOWN}
 
 
@@ -193,10 +245,17 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     names = [f"{'▸ ' if row['kind'] == 'chosen' else ''}{row['name']}" for row in summary["conditions"]]
     room = width - max(map(len, [*names, *(KINDS[row["kind"]] for row in summary["conditions"])])) - 2
     for name in _LEAST_FIRST:
-        if name in shown and sum(3 + _widest(name, cells[name]) for name in shown) > room and len(shown) > 1:
+        if (
+            name in shown
+            and sum(3 + _widest(_head(summary, name), cells[name]) for name in shown) > room
+            and len(shown) > 1
+        ):
             shown.remove(name)
     left_out = [name for name in summary["metrics"] if name not in shown]
-    caption = "mean [95% interval]; below, the difference to the baseline (points; length: words), paired p"
+    caption = (
+        "mean [95% interval]; below, the difference to the baseline (points; length: words), paired p, and in brackets the "
+        "smallest difference detectable"
+    )
     result = Table(
         title=f"{summary['model']} on {summary['dataset']}: n = {summary['n']} test questions",
         caption=caption + (f". In metrics.csv: {', '.join(left_out)}" if left_out else ""),
@@ -206,7 +265,7 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     )
     result.add_column("condition", overflow="fold")
     for name in shown:
-        result.add_column(_HEADS[name], no_wrap=True)
+        result.add_column(_head(summary, name), no_wrap=True)
     for place, (name, row) in enumerate(zip(names, summary["conditions"], strict=True)):
         style = "bold" if row["kind"] in ("chosen", "baseline") else ""
         label = Text(name).append(f"\n{KINDS[row['kind']]}", style="dim")
@@ -215,20 +274,31 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     return result
 
 
+def _head(summary: Mapping[str, Any], metric: str) -> str:
+    """A metric's name, and below it what its number depends on."""
+    setting = summary["settings"].get(metric)
+    parts = setting.split(", ") if setting else []
+    return "\n".join([_HEADS[metric], *(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2))])
+
+
 def _terminal(unit: str, item: Mapping[str, Any], n: int) -> tuple[str, str]:
     """The two lines of a cell."""
     interval = findings.bounds(unit, item["low"], item["high"]).replace(" ", "")
     first = f"{findings.value(unit, item['mean'])} {interval}".rstrip()
+    if item["withheld"]:
+        return "withheld", f"{item['undecided']} undecided"
     second = f"{findings.change(unit, item['difference'])} {findings.p_value(item['p']).replace(' ', '')}".strip()
+    if item["mde"] is not None:
+        second += f" ({findings.change(unit, item['mde']).lstrip('+')})"
     return first, f"{second} n={item['n']}".strip() if item["n"] != n else second
 
 
-def _widest(metric: str, cells: Iterable[tuple[str, str]]) -> int:
-    return max(len(_HEADS[metric]), *(len(line) for cell in cells for line in cell))
+def _widest(head: str, cells: Iterable[tuple[str, str]]) -> int:
+    return max(len(line) for lines in (head.splitlines(), *cells) for line in lines)
 
 
 def _marked(cell: tuple[str, str], item: Mapping[str, Any]) -> Text:
     from rich.text import Text
 
-    colour = "" if not findings.differs(item) else "green" if item["difference"] > 0 else "red"
+    colour = "" if not findings.differs(item, corrected=True) else "green" if item["difference"] > 0 else "red"
     return Text(cell[0]).append(f"\n{cell[1]}", style=colour)

@@ -1,6 +1,6 @@
 # make run                        install into .venv if needed, then run the embedded model
 # make run ARGS="model=gemma3_4b dry_run=true"
-# make test                       install the test tools if needed, then run the tests (ARGS="-k conf" for some)
+# make test                       install the test tools if needed, then run the tests, two files at a time (ARGS="-k conf")
 # make lint                       ruff and mypy
 # make clean                      remove .venv, caches and build output; never results
 # Needs Python 3.11 to 3.13 and pip; PYTHON=python3.12 picks the interpreter.
@@ -22,7 +22,7 @@ run: $(VENV)/.installed
 	$(BIN)/python -m truthsteer $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find truthsteer tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find truthsteer tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps hold the time of the last installation: it is repeated only when a file that decides it has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip

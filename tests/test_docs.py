@@ -77,6 +77,7 @@ def filled_in(override: str, root: Path) -> str:
         "data.path": QUESTIONS,
         "model.path": WEIGHTS,
         "judge.semantic.model": root / "DIR",
+        "judge.llm.model": root / "DIR",
         "paths.hf_cache": root / "DIR",
     }
     key, _, _ = override.partition("=")
@@ -281,7 +282,7 @@ def test_method_operator_judge_and_prompt_of_another_folder_run(own_folder: Path
     for method in ("mean_diff", "median_diff"):
         assert float(rows[f"{method} chosen"]["true"]) > float(rows["baseline"]["true"]) + 0.2
     assert rows["mean_diff chosen"]["mc2"] != rows["median_diff chosen"]["mc2"]
-    assert all(row["hedged"] != "" for row in rows.values())
+    assert all(row["hedged"] != "" for row in rows.values() if row["kind"] not in ("shortest", "surface"))
     plan = run_there(own_folder, own("experiment=eval_only").replace("RUN", record.parent.name), "dry_run=true")
     assert re.search("judge +reference.*judge +hedging", plan, flags=re.DOTALL)
 

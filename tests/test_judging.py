@@ -266,3 +266,12 @@ def test_judges_of_one_model_load_it_once_and_garbage_is_withheld_in_sight(tmp_p
     assert {"match", "match_decided", "match_lenient"} <= set(summary["withheld"])  # never a silent 0
     match = summary["conditions"][0]["metrics"]["match"]
     assert (match["mean"], match["floor"], match["ceiling"]) == (None, 0, 1)
+
+
+def test_what_does_not_fit_into_a_baselines_prompt_is_told_before_anything_is_measured(tmp_path):
+    words = r"type steering\.max_length=\d+, or '~prompt@baselines\.prompts\.truthful' to leave out the row 'prompt truthful'"
+    with pytest.raises(UserError, match=words):
+        judged(tmp_path, "steering.max_length=60")
+    assert not (tmp_path / ".store" / "choices").exists()
+    with pytest.raises(UserError, match="or baselines.few_shot=0 to leave out the row 'few-shot'"):
+        judged(tmp_path, "steering.max_length=60", "~prompt@baselines.prompts.truthful", "data.limit=100")

@@ -160,11 +160,13 @@ def _template() -> Template:
 
 
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of conditions: headline metrics, the other judges' metrics, other readings of multiple choice."""
+    """The tables of conditions: headline metrics, the other judges', other readings of multiple choice, texts."""
     rest = [name for name in summary["metrics"] if name not in HEADLINE]
+    judged = [name for name in rest if name in summary["judges"]]
     parts = {
         "All conditions": [name for name in HEADLINE if name in summary["metrics"]],
-        "Other judges": [name for name in rest if name in summary["judges"]],
+        "Other judges": [name for name in judged if not name.endswith("_diff")],
+        "Other judges, by how much": [name for name in judged if name.endswith("_diff")],
         "Other readings of multiple choice": [name for name in rest if name in summary["settings"]],
         "Texts": [name for name in rest if name not in summary["judges"] and name not in summary["settings"]],
     }

@@ -19,7 +19,7 @@ from truthsteer.activations import Activations
 from truthsteer.bank import SteeringVector
 from truthsteer.component import content
 from truthsteer.conditions import choices_keys, score_choices
-from truthsteer.config import Stage, to_plain
+from truthsteer.config import PromptConfig, Stage, to_plain
 from truthsteer.metrics import multiple_choice
 from truthsteer.multiplicity import max_t
 from truthsteer.records import Choice, Condition, ConditionKind, Hit, Splits, to_json
@@ -132,18 +132,25 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
 
 
 def _check_lengths(ws: Workspace, split: Splits) -> None:
-    """Raise now, and not when the steered rows are done, if the test questions do not fit into a baseline's prompt."""
+    """Raise now, and not when the steered rows are done, if what is asked later does not fit into its prompt."""
     from truthsteer.prompts import check_length
+
+    def check(prompt: PromptConfig, texts: list[str], answers: list[list[str]], or_else: str) -> None:
+        branches = ws.prompts(prompt).branches(texts, answers)
+        check_length(branches, texts, ws.config.steering.max_length, "steering.max_length", or_else)
 
     asked = [question.text for question in split.test]
     answers = [[answer for answer, _ in question.choices] for question in split.test]
     for condition in baselines.conditions(ws.config.baselines, split):
         if condition.prompt:
-            branches = ws.prompts(ws.prompt(condition.prompt, split)).branches(asked, answers)
             few = condition.kind is ConditionKind.FEW_SHOT
             drop = "baselines.few_shot=0" if few else f"'~prompt@baselines.prompts.{condition.prompt}'"
-            remedy = f"{drop} to leave out the row '{condition.name}'"
-            check_length(branches, asked, ws.config.steering.max_length, "steering.max_length", remedy)
+            prompt = ws.prompt(condition.prompt, split)
+            check(prompt, asked, answers, f"{drop} to leave out the row '{condition.name}'")
+    items, _ = ws.capability
+    if items:
+        texts, choices = [item.text for item in items], [list(item.choices) for item in items]
+        check(ws.prompt(), texts, choices, "gauge.capability=FILE.csv with shorter questions")
 
 
 def _tune(

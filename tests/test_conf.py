@@ -579,3 +579,10 @@ def test_constraints_pin_every_dependency_inside_its_range() -> None:
     pins = dict(line.lower().split("==") for line in lines if "==" in line)
     for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
         assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
+
+
+def test_how_a_judge_computes_does_not_make_another_run():
+    judge, plain = "judge=[semantic]", "judge.semantic.model=OWNER/NAME"
+    small, large = (config(judge, plain, f"judge.semantic.batch_size={size}") for size in (8, 64))
+    other = config(judge, "judge.semantic.model=OWNER/OTHER")
+    assert schema.identity(small) == schema.identity(large) != schema.identity(other)

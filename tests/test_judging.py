@@ -273,5 +273,5 @@ def test_what_does_not_fit_into_a_baselines_prompt_is_told_before_anything_is_me
     with pytest.raises(UserError, match=words):
         judged(tmp_path, "steering.max_length=60")
     assert not (tmp_path / ".store" / "choices").exists()
-    with pytest.raises(UserError, match="or baselines.few_shot=0 to leave out the row 'few-shot'"):
+    with pytest.raises(UserError, match=r"or baselines\.few_shot=0 to leave out the row 'few-shot'"):
         judged(tmp_path, "steering.max_length=60", "~prompt@baselines.prompts.truthful", "data.limit=100")

@@ -477,8 +477,15 @@ TRANSIENT = ("paths", "stages", "run", "run_id", "device", "threads", "batch_tok
 """Keys that do not change what a run is, so that changing them continues the same run."""
 
 
+JUDGE_TRANSIENT = ("device", "batch_tokens", "batch_size")
+"""The same of judges; their verdicts' keys say what else decides them."""
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The part of a config that a run is: everything but `TRANSIENT` and what a cluster is asked for."""
     plain = {key: value for key, value in to_plain(config).items() if key not in TRANSIENT}
     plain["model"].pop("resources")
+    for node in plain["judge"].values():
+        for name in JUDGE_TRANSIENT:
+            node.pop(name, None)
     return plain

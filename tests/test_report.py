@@ -944,3 +944,16 @@ def test_reading_a_report_needs_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_chosen_coefficient_is_not_shown_a_second_time(results, tmp_path):
+    """The curve has it; the tables have it once, as chosen; metrics.csv has both."""
+    chosen = next(row for row in results.rows if row.kind is ConditionKind.CHOSEN)
+    twin = dataclasses.replace(chosen, name="mean_diff +0.7 again", kind=ConditionKind.STEERED)
+    summary = report.run(dataclasses.replace(results, rows=(*results.rows, twin)), tmp_path, seed=0)
+    assert "mean_diff +0.7 again" not in rendered(summary, 200)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    main = page[page.index("All conditions") : page.index("Dose response")]
+    assert "mean_diff +0.7 again" not in main
+    assert chosen.name in main
+    assert "mean_diff +0.7 again" in {row["condition"] for row in read_csv(tmp_path / "metrics.csv")}

@@ -159,6 +159,16 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
+def listed(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The conditions of the tables: not those coefficients again that have a row of their own as chosen or sign-flipped."""
+    shown = {_where(row) for row in summary["conditions"] if row["kind"] in ("chosen", "sign_flip")}
+    return [row for row in summary["conditions"] if row["kind"] != "steered" or _where(row) not in shown]
+
+
+def _where(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["method"], *row["layers"], *row["coefficients"]
+
+
 def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tables of conditions: headline metrics, the other judges', other readings of multiple choice, texts."""
     rest = [name for name in summary["metrics"] if name not in HEADLINE]
@@ -170,7 +180,7 @@ def _groups(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         "Other readings of multiple choice": [name for name in rest if name in summary["settings"]],
         "Texts": [name for name in rest if name not in summary["judges"] and name not in summary["settings"]],
     }
-    rows = summary["conditions"]
+    rows = listed(summary)
     return [
         {
             "title": title,
@@ -239,13 +249,13 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     from rich.text import Text
 
     width = width or shutil.get_terminal_size((FULL_WIDTH, 24)).columns
+    rows = listed(summary)
     shown = [name for name in HEADLINE if name in summary["metrics"]]
     cells = {
-        name: [_terminal(summary["units"][name], row["metrics"][name], summary["n"]) for row in summary["conditions"]]
-        for name in shown
+        name: [_terminal(summary["units"][name], row["metrics"][name], summary["n"]) for row in rows] for name in shown
     }
-    names = [f"{'▸ ' if row['kind'] == 'chosen' else ''}{row['name']}" for row in summary["conditions"]]
-    room = width - max(map(len, [*names, *(KINDS[row["kind"]] for row in summary["conditions"])])) - 2
+    names = [f"{'▸ ' if row['kind'] == 'chosen' else ''}{row['name']}" for row in rows]
+    room = width - max(map(len, [*names, *(KINDS[row["kind"]] for row in rows)])) - 2
     for name in _LEAST_FIRST:
         if (
             name in shown
@@ -268,7 +278,7 @@ def table(summary: Mapping[str, Any], width: int | None = None) -> Table:
     result.add_column("condition", overflow="fold")
     for name in shown:
         result.add_column(_head(summary, name), no_wrap=True)
-    for place, (name, row) in enumerate(zip(names, summary["conditions"], strict=True)):
+    for place, (name, row) in enumerate(zip(names, rows, strict=True)):
         style = "bold" if row["kind"] in ("chosen", "baseline") else ""
         label = Text(name).append(f"\n{KINDS[row['kind']]}", style="dim")
         marked = [_marked(cells[metric][place], row["metrics"][metric]) for metric in shown]

@@ -12,7 +12,7 @@ from conftest import build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthsteer.capability import Item, correct, load, read
+from truthsteer.capability import Item, correct, read
 from truthsteer.config import PromptConfig
 from truthsteer.errors import UserError
 from truthsteer.model import LanguageModel
@@ -36,7 +36,7 @@ def write(tmp_path):
 
 
 def test_mmlus_layout(write):
-    first, second = load(write("\ufeff" + ROWS))
+    first, second = read(write("\ufeff" + ROWS))[0]
     assert (first.text, first.choices, first.answer) == (
         "How many legs has a stool?",
         ("Two, or so", "Three", "Ninety", "None"),
@@ -50,7 +50,7 @@ def test_columns_may_stand_in_any_order_and_others_are_ignored(write):
     path = write(
         "subject,Answer,D,C,B,A,N,Question,E\nx,D,4,3,2,1,7,What?,5\nx,E,4,3,2,1,7,Who?,5\nx,B,4,3,2,1,7,When?,\n"
     )
-    items = load(path)
+    items = read(path)[0]
     assert [(item.text, item.choices, item.answer) for item in items] == [
         ("What?", ("1", "2", "3", "4", "5"), 3),
         ("Who?", ("1", "2", "3", "4", "5"), 4),
@@ -59,8 +59,8 @@ def test_columns_may_stand_in_any_order_and_others_are_ignored(write):
 
 
 def test_a_questions_id_is_that_of_its_content(write):
-    before = load(write(ROWS))
-    after = load(write(HEADER + "Another?,1,2,3,4,A\n" + ROWS.removeprefix(HEADER)))
+    before = read(write(ROWS))[0]
+    after = read(write(HEADER + "Another?,1,2,3,4,A\n" + ROWS.removeprefix(HEADER)))[0]
     assert [item.id for item in after[1:]] == [item.id for item in before]
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_cannot_be_used_is_left_out_with_its_line(write, row, problem
     assert [item.text for item in items] == ["Good?", "Good,\ntoo?", "Good as well?"]
     assert len(problems) == 1
     assert problems[0].startswith(f"line 6: {problem}")
-    assert load(path) == items
+    assert read(path)[0] == items
 
 
 def test_a_gap_before_a_later_choice_is_a_fault(write):
@@ -96,8 +96,8 @@ def test_mostly_bad_rows_are_an_error(write):
     with pytest.raises(
         UserError, match=r"2 of 3 rows cannot be used\. line 3: nothing in C.*gauge\.capability=FILE\.csv"
     ):
-        load(write(HEADER + "A?,1,2,3,4,A\nB?,1,2,,4,A\nC?,1,2,3,4,Z\n"))
-    assert len(load(write(HEADER + "A?,1,2,3,4,A\nB?,1,2,,4,A\n"))) == 1
+        read(write(HEADER + "A?,1,2,3,4,A\nB?,1,2,,4,A\nC?,1,2,3,4,Z\n"))[0]
+    assert len(read(write(HEADER + "A?,1,2,3,4,A\nB?,1,2,,4,A\n"))[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_mostly_bad_rows_are_an_error(write):
 )
 def test_files_of_another_kind_are_refused(write, content, message):
     with pytest.raises(UserError, match=message):
-        load(write(content))
+        read(write(content))[0]
 
 
 def test_a_misspelt_file_is_named(write):
     path = write(ROWS)
     with pytest.raises(UserError, match=r"gauge\.capability=.*Did you mean 'questions\.csv'"):
-        load(path.with_name("question.csv"))
+        read(path.with_name("question.csv"))[0]
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(str.strip).filter(bool)
@@ -142,7 +142,7 @@ def test_what_csv_writes_is_what_is_read(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "q.csv"
     path.write_bytes(file.getvalue().encode())
     if 2 * len(expected) >= len(rows):
-        assert {(item.text, item.choices): item.answer for item in load(path)} == expected
+        assert {(item.text, item.choices): item.answer for item in read(path)[0]} == expected
 
 
 def test_correct_by_sum_and_by_character():
@@ -162,7 +162,7 @@ def test_a_choice_is_scored_as_the_answer_to_the_runs_prompt(write, tokenizer):
     """The way a run scores them, against a plain forward pass."""
     lm = LanguageModel(build("gemma3"), tokenizer)
     prompts = Prompts(PromptConfig(name="p", text="Q: {question}\nA:", chat_text="{question}"), tokenizer, chat=False)
-    items = load(write(ROWS))
+    items = read(write(ROWS))[0]
     branches = prompts.branches([item.text for item in items], [item.choices for item in items])
     logprobs = {(one.branch, one.continuation): one.logprob for _, rows in score(lm, branches, [None]) for one in rows}
     for place, item in enumerate(items):

@@ -276,3 +276,11 @@ def test_the_gravest_comes_first(summary):
     ]
     found = cautions.warnings(summary)
     assert [warning[: len(start)] for warning, start in zip(found, starts, strict=True)] == starts
+
+
+@pytest.mark.parametrize(("left_out", "words"), [(True, "leaves them out"), (False, "counts them as 0")])
+def test_a_warning_says_what_becomes_of_undecided_answers(summary, left_out, words):
+    summary["undecided"][0] |= {"undecided": 3, "asked": 100, "left_out": left_out, "statuses": {"invalid": 3}}
+    judge, metric = (summary["undecided"][0][name] for name in ("judge", "metric"))
+    expected = f"{judge} reached no verdict on 3 of 100 answers (3.0%: 3 invalid); the mean of {metric} {words}."
+    assert cautions.warnings(summary) == [expected]

@@ -252,6 +252,7 @@ def test_undecided_answers_are_counted_per_metric_over_all_conditions_with_their
         "judge": "j",
         "asked": 2 * N,
         "undecided": 5,
+        "left_out": True,
         "statuses": {"cut": 3, "no_format": 2},
     }
     assert (table["info"]["asked"], table["info"]["undecided"]) == (2 * N, N + 2), "the second judged no information"
@@ -272,4 +273,5 @@ def test_an_unreadable_judge_is_counted_although_its_strict_score_is_zero():
     for name in ("match", "match_decided"):
         assert (table[name]["asked"], table[name]["undecided"]) == (N, 9)
         assert table[name]["statuses"] == {"cut": 5, "no_format": 4}
+    assert [table[name]["left_out"] for name in ("match", "match_decided")] == [False, True]
     assert table["abstain"]["undecided"] == 0

@@ -524,7 +524,7 @@ def test_from_one_percent_on_undecided_verdicts_are_warned_of(results, tmp_path,
     assert not any("reached no verdict" in warning for warning in summary["warnings"])
     warnings = report.run(above, tmp_path, seed=0)["warnings"]
     assert (
-        "reference reached no verdict on 24 of 2080 answers (1.2%: 24 invalid); means of true leave them out."
+        "reference reached no verdict on 24 of 2080 answers (1.2%: 24 invalid); the mean of true leaves them out."
         in warnings
     )
 

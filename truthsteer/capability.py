@@ -37,11 +37,6 @@ class Item:
     """Place of the right one among the choices."""
 
 
-def load(path: str | Path) -> tuple[Item, ...]:
-    """The questions of a CSV that can be used, at least one: see `read`."""
-    return read(path)[0]
-
-
 def read(path: str | Path) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     """The questions of a CSV, in its order, and a sentence with its line for each row that is left out.
 

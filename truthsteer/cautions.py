@@ -69,7 +69,8 @@ def _about_verdicts(summary: Json) -> Iterator[str]:
         if metric in summary["withheld"]:
             yield f"{metric} is withheld: {row['judge']} reached no verdict on {of}. Try another judge, or another model for it."
         elif missing > WARNED_ABOVE * asked:
-            yield f"{row['judge']} reached no verdict on {of}; means of {metric} leave them out."
+            treated = "leaves them out" if row["left_out"] else "counts them as 0"
+            yield f"{row['judge']} reached no verdict on {of}; the mean of {metric} {treated}."
     for row in summary["conditions"]:
         lost = [name for name, cell in row["metrics"].items() if cell["withheld"] and name not in summary["withheld"]]
         if lost:
@@ -88,11 +89,8 @@ def _about_judges(summary: Json) -> Iterator[str]:
         yield f"{row['judge']} judges with {row['model']}, a model of the steered one's family, and may share its mistakes."
     for row in summary["length_bias"]:
         if row["auc"] is not None and abs(row["auc"] - 0.5) > BIASED - 0.5:
-            yield f"{metric_of(row)}: the length of an answer alone predicts the verdict with an AUC of {row['auc']:.2f}."
-
-
-def metric_of(row: Json) -> str:
-    return f"{row['metric']} ({row['judge']})"
+            who = f"{row['metric']} ({row['judge']})"
+            yield f"{who}: the length of an answer alone predicts the verdict with an AUC of {row['auc']:.2f}."
 
 
 def _about_rivals(summary: Json, chosen: Json) -> Iterator[str]:

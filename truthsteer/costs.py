@@ -20,13 +20,12 @@ T = TypeVar("T")
 
 
 def side_effects(results: Results, seed: int) -> list[dict[str, Any]]:
-    """One dict per condition, in their order; what was not measured is None.
+    """One dict per condition, in their order.
 
     `perplexity` on neutral text; `perplexity_ratio`, the geometric mean over passages of the ratio to the baseline's, with
-    interval and p; `kl`
-    per token from the baseline, with an interval over passages; `kl_max` at a single token; `distinct_1` and `distinct_2`,
-    distinct n-grams over all of them; `capability` (summed log-probability) and `capability_char` with intervals and
-    paired differences.
+    interval and p; `kl` per token from the baseline, with an interval over passages; `kl_max` at a single token: all None
+    where they were not measured. `distinct_1` and `distinct_2`, distinct n-grams over all of them. `capability` (summed
+    log-probability) and `capability_char`, with intervals and paired differences, only where they were measured.
     """
     base = results.rows[0]
     return [_row(row, base, seed) for row in results.rows]

@@ -126,7 +126,9 @@ def _family(name: str) -> str:
 
 
 def undecided(results: Results, columns: Columns) -> list[dict[str, Any]]:
-    """Per judged metric, over all conditions: answers asked, decided, and the statuses of the others."""
+    """Per judged metric, over all conditions: answers asked, those undecided with their statuses, and whether the metric
+    leaves them out or, as `match` does, counts them as 0.
+    """
     table = []
     for metric, (judge, score) in columns.items():
         asked = [verdict for row in results.rows for verdict in row.verdicts.get(judge, ())]
@@ -138,6 +140,7 @@ def undecided(results: Results, columns: Columns) -> list[dict[str, Any]]:
                 "judge": judge,
                 "asked": len(asked),
                 "undecided": len(missing),
+                "left_out": known == score,
                 "statuses": dict(_counted(missing)),
             }
         )

@@ -33,6 +33,10 @@ PACKAGES = (
     "huggingface-hub",
     "safetensors",
     "numpy",
+    "scipy",
+    "scikit-learn",
+    "sacrebleu",
+    "rouge-score",
     "hydra-core",
     "omegaconf",
 )

@@ -52,9 +52,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_rows(folder: Path, records: Iterable[Any], name: str = "rows.jsonl") -> None:
+def write_rows(folder: Path, records: Iterable[Any]) -> None:
     """Records, or their plain dicts, one JSON object a line: what `Artifact.rows` reads."""
-    with (folder / name).open("w", encoding="utf-8") as file:
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
             file.write(canonical(record if isinstance(record, dict) else to_json(record)) + "\n")
 
@@ -93,8 +93,8 @@ class Artifact:
         found: dict[str, Any] = self.json("meta.json")["facts"]
         return found
 
-    def rows(self, cls: type[T], name: str = "rows.jsonl") -> list[T]:
-        with (self.path / name).open(encoding="utf-8") as file:
+    def rows(self, cls: type[T]) -> list[T]:
+        with (self.path / "rows.jsonl").open(encoding="utf-8") as file:
             return [from_json(cls, json.loads(line)) for line in file]
 
 

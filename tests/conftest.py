@@ -113,6 +113,21 @@ def build(family: str, seed: int = 0) -> torch.nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
+def blow_up(model: torch.nn.Module, weight: float = 65_280.0, channel: int = 3) -> torch.nn.Module:
+    """A residual stream past 1e6 by the last layer, as in real Gemma checkpoints: huge norm weights on one channel.
+
+    All weights are made those of a bf16 checkpoint, so that other dtypes differ from fp32 by their arithmetic alone.
+    """
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    for layer in model.get_decoder().layers:
+        layer.post_attention_layernorm.weight[channel] = layer.post_feedforward_layernorm.weight[channel] = weight
+        layer.mlp.down_proj.weight[channel] *= 8  # the largest part of what the norm is given
+        layer.self_attn.o_proj.weight[channel] *= 8
+    return model
+
+
 def _gemma3_layers() -> list[str]:
     return ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 

@@ -6,6 +6,8 @@ Every field has its meaning under it and every value is checked when the config 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -19,9 +21,10 @@ EMBEDDED = "embedded"
 
 
 class Stage(Enum):
-    """The stages in the order in which they run. `prefetch` runs only when it is named."""
+    """The stages in the order in which they run. `prefetch` and `doctor` run only when they are named."""
 
     prefetch = "prefetch"
+    doctor = "doctor"
     extract = "extract"
     steer = "steer"
     choose = "choose"
@@ -31,7 +34,8 @@ class Stage(Enum):
     report = "report"
 
 
-DEFAULT_STAGES = [stage for stage in Stage if stage is not Stage.prefetch]
+ON_DEMAND = (Stage.prefetch, Stage.doctor)
+DEFAULT_STAGES = [stage for stage in Stage if stage not in ON_DEMAND]
 
 
 class Weights(Enum):
@@ -55,6 +59,36 @@ class Attention(Enum):
     sdpa = "sdpa"
     eager = "eager"
     flash_attention_2 = "flash_attention_2"
+
+
+class Matmul(Enum):
+    """Float32 matrix products on a GPU: IEEE float32, or TF32 (10 bits of mantissa)."""
+
+    highest = "highest"
+    high = "high"
+
+
+class Quantize(Enum):
+    """Weights of the linear layers in 8 or 4 bits (bitsandbytes); products in the format of `weights`."""
+
+    none = "none"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class OnOverflow(Enum):
+    """What happens where the model's numbers are found not to be finite, or must be expected not to be."""
+
+    error = "error"
+    warn = "warn"
+
+
+class TooLong(Enum):
+    """What happens to an answer pair with a text longer than `steering.max_length`: both of its texts count."""
+
+    error = "error"
+    drop = "drop"
+    truncate = "truncate"
 
 
 class DataSource(Enum):
@@ -110,10 +144,17 @@ class Shape:
     """Sizes known without the checkpoint, for the plan and its estimate of memory. Null: read from config.json."""
 
     parameters: int | None = None
+    """Of what is loaded: of a multimodal Gemma 3 the text model alone. A tied head counts once."""
     num_layers: int | None = None
     hidden_size: int | None = None
+    intermediate_size: int | None = None
+    """Width inside a decoder layer's MLP."""
+    num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
+    vocab_size: int | None = None
+    tied_head: bool | None = None
+    """Whether the head that gives logits is the embedding's own matrix."""
 
 
 @dataclass
@@ -165,8 +206,16 @@ class DtypeConfig:
 
     name: str = MISSING
     weights: Weights = Weights.fp32
+    """Of weights and matrix products."""
     residual: Residual = Residual.same
+    """Of the residual stream and the norms: the weights' own, or fp32."""
     attention: Attention = Attention.sdpa
+    matmul: Matmul = Matmul.highest
+    """Precision of float32 products on a GPU."""
+    quantize: Quantize = Quantize.none
+    on_overflow: OnOverflow = OnOverflow.error
+    """error: stop where the doctor or the check before extraction finds numbers that overflow. warn: go on; pairs that are
+    not finite are dropped and counted."""
 
 
 @dataclass
@@ -285,7 +334,11 @@ class SteeringConfig:
     """What is estimated, where and how strongly it is added."""
 
     max_length: int = 512
-    """Longest prompt plus answer in tokens. Longer ones are an error: truncation would cut the answer."""
+    """Longest prompt plus answer in tokens."""
+    too_long: TooLong = TooLong.error
+    """Longer texts. error: say so before anything is computed. drop: leave out pairs with such a text. truncate: read
+    activations of the text without its end. Dropped and truncated texts are counted in the report. Answers that are scored
+    or generated are never cut."""
     layers: list[int] | None = None
     """Layers tried on the tune split. Null: the model's own `layers`."""
     coefficients: list[float] = field(default_factory=list)
@@ -386,6 +439,19 @@ class GaugeConfig:
 
 
 @dataclass
+class DoctorConfig:
+    """What `stages=[doctor]` looks at."""
+
+    texts: int = 8
+    """Answers read, from the shortest to the longest."""
+    reference: bool = True
+    """Compare with the same model in fp32, where memory allows."""
+
+    def __post_init__(self) -> None:
+        _check_min("doctor.texts", self.texts, 2)
+
+
+@dataclass
 class PathsConfig:
     """Where things are kept."""
 
@@ -413,6 +479,7 @@ class Config:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
     gauge: GaugeConfig = MISSING
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     stages: list[Stage] = field(default_factory=lambda: list(DEFAULT_STAGES))
     """Which stages run; what the others would make must be in the store."""
@@ -427,6 +494,8 @@ class Config:
     """Threads of torch on the CPU. Null: 1 for models too small to gain from more, else torch's own choice."""
     batch_tokens: int = 8192
     """Tokens computed at once: lower it if memory runs out."""
+    check_memory: bool = True
+    """Refuse, before weights are loaded, what cannot fit into memory by the estimate that `dry_run=true` prints."""
     dry_run: bool = False
     """Compose, build and check everything that needs no weights, print the plan, and stop."""
     verbose: bool = False
@@ -473,7 +542,19 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-TRANSIENT = ("paths", "stages", "run", "run_id", "device", "threads", "batch_tokens", "dry_run", "verbose")
+TRANSIENT = (
+    "paths",
+    "stages",
+    "run",
+    "run_id",
+    "device",
+    "threads",
+    "batch_tokens",
+    "check_memory",
+    "doctor",
+    "dry_run",
+    "verbose",
+)
 """Keys that do not change what a run is, so that changing them continues the same run."""
 
 
@@ -481,10 +562,14 @@ JUDGE_TRANSIENT = ("device", "batch_tokens", "batch_size")
 """The same of judges; their verdicts' keys say what else decides them."""
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The part of a config that a run is: everything but `TRANSIENT` and what a cluster is asked for."""
-    plain = {key: value for key, value in to_plain(config).items() if key not in TRANSIENT}
-    plain["model"].pop("resources")
+def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config (or of its plain form, as a record holds it) that a run is: everything but `TRANSIENT`, what a
+    cluster is asked for, and what only decides a plan or an error."""
+    plain = deepcopy(dict(config)) if isinstance(config, Mapping) else to_plain(config)
+    plain = {key: value for key, value in plain.items() if key not in TRANSIENT}
+    for name in ("shape", "resources"):
+        plain["model"].pop(name, None)
+    plain["dtype"].pop("on_overflow", None)
     for node in plain["judge"].values():
         for name in JUDGE_TRANSIENT:
             node.pop(name, None)

@@ -14,9 +14,10 @@ from truthsteer.config import GenerationConfig, PromptConfig
 from truthsteer.decoding import Request, decode, generate
 from truthsteer.errors import UserError
 from truthsteer.extraction import extract
-from truthsteer.hooks import Injection, RowSteering, capture, keep_residual_fp32, steered
+from truthsteer.hooks import Injection, RowSteering, capture, steered
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
+from truthsteer.precision import keep_residual_fp32
 from truthsteer.prompts import PLAIN, Branch, Prompts
 from truthsteer.scoring import score
 

@@ -35,8 +35,14 @@ class Checkpoint:
 
 
 def _num_layers(config: Path) -> int:
-    whole: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    return int(whole.get("text_config", whole)["num_hidden_layers"])
+    try:
+        whole: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        return int(whole.get("text_config", whole)["num_hidden_layers"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{config} is not the config.json of a language model ({type(error).__name__}: {error}). Copy the checkpoint "
+            "again, or type another model.path."
+        ) from error
 
 
 def folder_of(model: ModelConfig) -> Path | None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.utils import logging as transformers_logging
+from transformers import DynamicCache
 
+from truthsteer import loading
 from truthsteer.checkpoint import Checkpoint, resolve
-from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelConfig, Residual, Weights
+from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelConfig, Quantize, Residual, Weights
 from truthsteer.errors import UserError
-from truthsteer.hooks import StopForwardError, keep_residual_fp32
+from truthsteer.hooks import StopForwardError
 
-DTYPES = {Weights.fp32: torch.float32, Weights.bf16: torch.bfloat16, Weights.fp16: torch.float16}
+E = TypeVar("E", bound=Enum)
 
 
 class LanguageModel:
@@ -34,7 +35,10 @@ class LanguageModel:
         decoder: the text decoder (`get_decoder()`).
         layers: its decoder layers.
         chat: whether questions are asked through the chat template.
+        cautions: what the hardware makes of the dtype, a sentence each.
     """
+
+    cautions: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -62,6 +66,7 @@ class LanguageModel:
         dtype: str = "fp32",
         residual: str = "same",
         attention: str = "sdpa",
+        quantize: str = "none",
         device: str = "auto",
         revision: str | None = None,
         chat: bool = False,
@@ -74,13 +79,14 @@ class LanguageModel:
             dtype: `fp32`, `bf16` or `fp16`, of weights and matrix products.
             residual: `same`, or `fp32` for a float32 residual stream under 16-bit weights.
             attention: attention implementation of transformers.
+            quantize: `none`, or `int8` or `int4` for linear weights in so many bits (bitsandbytes).
             device: `auto`, `cpu`, `cuda` or `mps`.
             revision: branch, tag or commit on the hub.
             chat: ask through the chat template.
             trust_remote_code: run code that comes with the checkpoint.
 
         Raises:
-            UserError: nothing there, or weights that are missing or not finite.
+            UserError: nothing there, an option that does not exist, or weights that are missing or not finite.
         """
         path = EMBEDDED if name == "organism" else name if Path(name).expanduser().is_dir() else None
         config = ModelConfig(
@@ -91,8 +97,14 @@ class LanguageModel:
             chat_template=chat,
             trust_remote_code=trust_remote_code,
         )
-        policy = DtypeConfig(dtype, Weights(dtype), Residual(residual), Attention(attention))
-        return cls.from_config(config, policy, Device(device))
+        policy = DtypeConfig(
+            dtype,
+            _option("dtype", Weights, dtype),
+            _option("residual", Residual, residual),
+            _option("attention", Attention, attention),
+            quantize=_option("quantize", Quantize, quantize),
+        )
+        return cls.from_config(config, policy, _option("device", Device, device))
 
     @classmethod
     def from_config(
@@ -101,53 +113,15 @@ class LanguageModel:
         policy: DtypeConfig,
         device: Device = Device.auto,
         checkpoint: Checkpoint | None = None,
+        depth: int | None = None,
     ) -> LanguageModel:
-        """Load the checkpoint of `config` under a numeric policy; see `load` for errors."""
-        checkpoint = checkpoint or resolve(config)
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        where = {"revision": checkpoint.commit, "trust_remote_code": config.trust_remote_code}
+        """Load the checkpoint of `config` under a numeric policy; see `load` for errors. With `depth`, only its first
+        layers."""
         target = pick_device(device)
-        many = target.type == "cuda" and torch.cuda.device_count() > 1
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.location,
-                dtype=DTYPES[policy.weights],
-                attn_implementation=policy.attention.value,
-                device_map="auto" if many else None,
-                output_loading_info=True,
-                use_safetensors=True,
-                **where,
-            )
-        except ImportError as error:
-            raise UserError(
-                f"{str(error).strip().splitlines()[0]} Type dtype.attention=sdpa, or install what is missing."
-            ) from error
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{checkpoint.location} cannot be loaded: {first} Check model.id or model.path; weights must be "
-                "safetensors, with the tokenizer beside them."
-            ) from error
-        model, report = loaded
-        if report["missing_keys"]:
-            names = sorted(report["missing_keys"])
-            raise UserError(
-                f"{checkpoint.location} lacks {len(names)} weights of {type(model).__name__}, {names[0]} for one; they "
-                "would be random. Check that model.path holds the whole checkpoint of this architecture."
-            )
-        for name, parameter in model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise UserError(
-                    f"Weight {name} is not finite as {policy.weights.value}. The checkpoint is damaged, or the cast "
-                    "overflowed: type dtype=bf16 or dtype=fp32."
-                )
-        if not many:
-            model.to(target)
-        if policy.residual is Residual.fp32:
-            keep_residual_fp32(model)
-        return cls(model, tokenizer, config.chat_template)
+        model, tokenizer, cautions = loading.load(config, policy, target, checkpoint or resolve(config), depth)
+        lm = cls(model, tokenizer, config.chat_template)
+        lm.cautions = tuple(cautions)
+        return lm
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -155,7 +129,9 @@ class LanguageModel:
         ids = torch.arange(1, 5, device=self.device)[None]
         own = self.model(input_ids=ids).logits.float()
         ours = self.logits(self.forward(ids))
-        if not torch.allclose(ours, own, rtol=0.02, atol=0.02 * float(own.abs().max()), equal_nan=True):
+        both = torch.isfinite(own) & torch.isfinite(ours)  # numbers that overflow are found elsewhere, and told better
+        own, ours = own[both], ours[both]
+        if own.numel() and not torch.allclose(ours, own, rtol=0.02, atol=0.02 * float(own.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} changes its logits after the head in a way that truthsteer does not know. "
                 "Use a Gemma, Qwen or Llama model."
@@ -168,7 +144,12 @@ class LanguageModel:
         return weight.device
 
     def layer_device(self, layer: int) -> torch.device:
+        """Where a layer computes; its weights may rest elsewhere until then."""
         self.check_layer(layer)
+        for module in self.layers[layer].modules():  # accelerate's hooks, where it moves weights or inputs
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
         return next(self.layers[layer].parameters()).device
 
     def check_layer(self, layer: int) -> None:
@@ -272,6 +253,14 @@ def pick_device(device: Device) -> torch.device:
     if not there[device.value]:
         raise UserError(f"device={device.value} is not available here. Type device=cpu or device=auto.")
     return torch.device(device.value)
+
+
+def _option(name: str, options: type[E], value: str) -> E:
+    try:
+        return options(value)
+    except ValueError:
+        known = ", ".join(str(option.value) for option in options)
+        raise UserError(f"{name}={value!r} is not one of {known}. Type one of them.") from None
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -58,14 +58,14 @@ name           id                         chat layer  parameters layers hidden k
 organism       -                          no       3      858000      5     96  2  24    0    2      8     1
 gemma3_270m    google/gemma-3-270m-it     yes      8   268098176     18    640  1 256    1    8     48     8
 gemma3_1b      google/gemma-3-1b-it       yes     12   999885952     26   1152  1 256    1    8     64    12
-gemma3_4b      google/gemma-3-4b-it       yes     16  4300079472     34   2560  4 256    1    8     90    12
-gemma3_12b     google/gemma-3-12b-it      yes     18 12187325040     48   3840  8 256    2   12    128     5
-gemma3_27b     google/gemma-3-27b-it      yes     26 27432406640     62   5376 16 128    3   16    180    24
+gemma3_4b      google/gemma-3-4b-it       yes     16  3880263168     34   2560  4 256    1    8     90    12
+gemma3_12b     google/gemma-3-12b-it      yes     18 11766034176     48   3840  8 256    2   12    128     5
+gemma3_27b     google/gemma-3-27b-it      yes     26 27009346304     62   5376 16 128    3   16    180    24
 gemma3_270m_pt google/gemma-3-270m        no       8   268098176     18    640  1 256    1    8     48     8
 gemma3_1b_pt   google/gemma-3-1b-pt       no      12   999885952     26   1152  1 256    1    8     64    12
-gemma3_4b_pt   google/gemma-3-4b-pt       no      16  4300079472     34   2560  4 256    1    8     90    12
-gemma3_12b_pt  google/gemma-3-12b-pt      no      18 12187325040     48   3840  8 256    2   12    128     5
-gemma3_27b_pt  google/gemma-3-27b-pt      no      26 27432406640     62   5376 16 128    3   16    180    24
+gemma3_4b_pt   google/gemma-3-4b-pt       no      16  3880263168     34   2560  4 256    1    8     90    12
+gemma3_12b_pt  google/gemma-3-12b-pt      no      18 11766034176     48   3840  8 256    2   12    128     5
+gemma3_27b_pt  google/gemma-3-27b-pt      no      26 27009346304     62   5376 16 128    3   16    180    24
 gemma2_2b      google/gemma-2-2b-it       yes     12  2614341888     26   2304  4 256    1   10     80    12
 gemma2_9b      google/gemma-2-9b-it       yes     21  9241705984     42   3584  8 256    2   10    128    12
 gemma2_27b     google/gemma-2-27b-it      yes     24 27227128320     46   4608 16 128    2   16    180    24
@@ -312,12 +312,15 @@ def test_dtypes() -> None:
     policies = {}
     for name in options("dtype"):
         dtype = in_its_row("dtype", name).dtype
-        policies[name] = (dtype.weights.value, dtype.residual.value)
+        policies[name] = (dtype.weights.value, dtype.residual.value, dtype.quantize.value)
+        assert (dtype.matmul.value, dtype.on_overflow.value) == ("highest", "error")
     assert policies == {
-        "fp32": ("fp32", "same"),
-        "bf16": ("bf16", "same"),
-        "fp16": ("fp16", "fp32"),
-        "fp16_pure": ("fp16", "same"),
+        "fp32": ("fp32", "same", "none"),
+        "bf16": ("bf16", "same", "none"),
+        "fp16": ("fp16", "fp32", "none"),
+        "fp16_pure": ("fp16", "same", "none"),
+        "int8": ("fp16", "fp32", "int8"),
+        "int4": ("bf16", "same", "int4"),
     }
 
 

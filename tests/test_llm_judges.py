@@ -550,8 +550,10 @@ def test_weights_that_cannot_be_loaded_are_named_by_the_judges_key(tmp_path):
     assert "model.path" not in said
     kept["model.norm.weight"] = torch.full((32,), float("inf"))
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"type judge\.llm\.dtype=bf16 or judge\.llm\.dtype=fp32"):
+    with pytest.raises(UserError, match=r"judge\.llm\.model=.* damaged, and no dtype mends it"):
         acquire(ModelSpec(str(folder), **CPU))
+    with pytest.raises(UserError, match=r"Type judge\.llm\.dtype=bf16 or judge\.llm\.dtype=fp32"):
+        acquire(ModelSpec(str(folder), **(CPU | {"dtype": "fp16"})))
     if not torch.cuda.is_available():
         with pytest.raises(
             UserError, match=r"judge\.llm\.device=cuda is not available here. Type judge\.llm\.device=cpu"

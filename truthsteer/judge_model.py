@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from truthsteer import fitting
 from truthsteer.checkpoint import SUFFIXES, Checkpoint, fingerprint
 from truthsteer.config import Device, DtypeConfig, ModelConfig, Residual, Weights
 from truthsteer.errors import UserError
+from truthsteer.memory import Estimate, Load, Work, estimate
+from truthsteer.sizes import of_checkpoint
 
 if TYPE_CHECKING:
     from truthsteer.model import LanguageModel
@@ -84,6 +87,11 @@ class ModelSpec:
         """The local folder, or None for a hub id."""
         path = Path(self.model).expanduser()
         return path.resolve() if path.is_dir() else None
+
+    @property
+    def policy(self) -> DtypeConfig:
+        """The number formats that `dtype` stands for."""
+        return DtypeConfig(self.dtype, Weights(self.dtype), Residual.fp32 if self.dtype == "fp16" else Residual.same)
 
     @property
     def loads(self) -> str:
@@ -171,6 +179,16 @@ def prefetch(spec: ModelSpec) -> None:
     located(spec)
 
 
+def memory_of(spec: ModelSpec, batch_tokens: int, max_length: int) -> Estimate | None:
+    """What reading with the model takes; None if its config.json does not tell.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    sizes = of_checkpoint(str(located(spec)))
+    return None if sizes is None else estimate(sizes, spec.policy, Load(Work.judge, batch_tokens, max_length))
+
+
 _held: tuple[str, LanguageModel] | None = None
 
 
@@ -215,11 +233,10 @@ def _load(spec: ModelSpec) -> LanguageModel:
 
     folder = located(spec)
     config = ModelConfig(name=spec.model, path=str(folder), chat_template=spec.chat)
-    residual = Residual.fp32 if spec.dtype == "fp16" else Residual.same
-    policy = DtypeConfig(spec.dtype, Weights(spec.dtype), residual)
+    fitting.check_judge(str(folder), spec.policy, Device(spec.device), f"{spec.key}.model={spec.model}")
     log.info("loading the judge's model %s", spec.loads)
     try:
-        return LanguageModel.from_config(config, policy, Device(spec.device), Checkpoint(str(folder), None, "", 0))
+        return LanguageModel.from_config(config, spec.policy, Device(spec.device), Checkpoint(str(folder), None, "", 0))
     except UserError as error:
         raise UserError(f"{spec.key}.model={spec.model}: {_in_our_keys(str(error), spec.key)}") from error
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from truthsteer import baselines
+from truthsteer import baselines, fitting, judge_model, memory
 from truthsteer.checkpoint import folder_of
-from truthsteer.config import Config, DataSource, Residual, Stage, Weights
+from truthsteer.config import Config, DataSource, Matmul, Quantize, Residual, Stage, TooLong
 from truthsteer.errors import UserError
 from truthsteer.prompts import uses_chat
 from truthsteer.records import Splits, from_json
@@ -19,8 +19,11 @@ from truthsteer.stages import gauge
 from truthsteer.style import STYLES
 from truthsteer.workspace import Workspace
 
-GIB = 1 << 30
-BYTES = {Weights.fp32: 4, Weights.bf16: 2, Weights.fp16: 2}
+_TOO_LONG = {
+    TooLong.error: "longer: an error",
+    TooLong.drop: "longer: its pair is dropped",
+    TooLong.truncate: "longer: activations are read without its end",
+}
 
 
 def show_plan(config: Config) -> None:
@@ -41,14 +44,16 @@ def show_plan(config: Config) -> None:
     out.print(f"dtype      {_dtype(config)}", highlight=False)
     out.print(f"data       {_data(config, splits)}", soft_wrap=True, highlight=False)
     out.print(
-        f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer", highlight=False
+        f"prompt     {config.prompt.name}, at most {config.steering.max_length} tokens with the answer "
+        f"({_TOO_LONG[config.steering.too_long]})",
+        highlight=False,
     )
     for name, judge in ws.judges.items():
         out.print(f"judge      {name}{_missing(judge)}", soft_wrap=True, highlight=False, markup=False)
     out.print(f"gauge      {_gauge(ws)}", soft_wrap=True, highlight=False)
     out.print(f"stages     {' -> '.join(stage.value for stage in Stage if stage in config.stages)}", highlight=False)
-    for line in memory(config):
-        out.print(line, highlight=False)
+    for part in _memory(ws, splits):
+        out.print(part, highlight=False, soft_wrap=True)
     out.print(_conditions(config, ws, splits))
 
 
@@ -78,8 +83,12 @@ def _model(config: Config) -> str:
 
 
 def _dtype(config: Config) -> str:
-    stream = "float32 residual stream" if config.dtype.residual is Residual.fp32 else "same residual stream"
-    return f"{config.dtype.name} ({config.dtype.weights.value} weights, {stream}, {config.dtype.attention.value} attention)"
+    dtype = config.dtype
+    stream = "float32 residual stream" if dtype.residual is Residual.fp32 else "same residual stream"
+    weights = dtype.weights.value if dtype.quantize is Quantize.none else dtype.quantize.value
+    products = "" if dtype.quantize is Quantize.none else f" {dtype.weights.value} products,"
+    tf32 = ", TF32 products" if dtype.matmul is Matmul.high else ""
+    return f"{dtype.name} ({weights} weights,{products} {stream}, {dtype.attention.value} attention{tf32})"
 
 
 def _data(config: Config, splits: tuple[Splits, ...] | None) -> str:
@@ -106,7 +115,7 @@ def _conditions(config: Config, ws: Workspace, splits: tuple[Splits, ...] | None
 
 def condition_names(config: Config, ws: Workspace) -> Iterator[tuple[str, str, str]]:
     """(name, layer, coefficient) of every condition that the run will have."""
-    tried = ws.layers if config.model.path or config.model.shape.num_layers else config.steering.layers or []
+    tried = _tried(ws)
     layer = str(tried[0]) if len(tried) == 1 else f"one of {tried}, by tune" if tried else "the middle one"
     values = [value for value in config.steering.coefficients if value > 0]
     chosen = f"{values[0]:g}" if len(values) == 1 else "chosen by tune"
@@ -130,22 +139,42 @@ def condition_names(config: Config, ws: Workspace) -> Iterator[tuple[str, str, s
             yield f"{name} {value:+g}", layer, f"{value:+g}"
 
 
-def memory(config: Config) -> Iterator[str]:
-    """Lines that estimate memory: weights, keys and values of one batch, activations kept."""
-    shape = config.model.shape
-    if shape.parameters is None or shape.num_layers is None or shape.hidden_size is None:
-        yield "memory     unknown before the checkpoint is read (model.shape is empty)"
-        return
-    size = BYTES[config.dtype.weights]
-    weights = shape.parameters * size
-    cache = 0
-    if shape.num_kv_heads is not None and shape.head_dim is not None:
-        cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size * config.batch_tokens
-    stream = config.batch_tokens * shape.hidden_size * (4 if config.dtype.residual is Residual.fp32 else size) * 8
-    total = weights + 2 * cache + stream
-    yield (
-        f"memory     about {total / GIB:.1f} GiB: weights {weights / GIB:.1f}, keys and values up to {2 * cache / GIB:.1f} "
-        f"(batch_tokens={config.batch_tokens}), working tensors {stream / GIB:.1f}"
-    )
+def _memory(ws: Workspace, splits: tuple[Splits, ...] | None) -> Iterator[str]:
+    """What each kind of work takes, and whether that is there."""
+    config = ws.config
+    sizes = fitting.sizes_of(config)
     asked = config.model.resources
+    if sizes is None:
+        yield "memory     unknown before the checkpoint is read (model.shape is empty)"
+    else:
+        there = memory.available(config.device)
+        yield f"memory     in GiB, by an estimate; {there.what}: {fitting.gib(there.bytes)} free"
+        steered = {question.id for split in splits for question in split.steer} if splits else ()
+        length, tried = config.steering.max_length, _tried(ws)
+        works = fitting.loads(config, tried, len(steered))
+        works.append(memory.Load(memory.Work.train, length, length, lowest=min(tried, default=0)))
+        for load in works:
+            need = memory.estimate(sizes.first_layers(ws.depth), config.dtype, load)
+            fit = fitting.fits(sizes.first_layers(ws.depth), config.dtype, load, there)
+            asks = " (methods that train, a text at a time)" if load.work is memory.Work.train else ""
+            yield (
+                f"  {load.work.value:<9}{fitting.gib(need.total + need.host)}: {fitting.parts(need)}{asks}"
+                f"{'' if fit else '; does not fit here'}"
+            )
+        for name, judge in ws.judges.items():
+            yield from _judge(name, judge)
     yield f"resources  {asked.gpus} GPUs, {asked.cpus} CPUs, {asked.mem_gb} GB, {asked.timeout_min} minutes on a cluster"
+
+
+def _judge(name: str, judge: Any) -> Iterator[str]:
+    """What a judge's language model takes, where it has one and it is on this machine."""
+    if hasattr(judge, "batch_tokens") and not _missing(judge):
+        need = judge_model.memory_of(judge.spec, judge.batch_tokens, judge.max_length)
+        if need is not None:
+            yield f"  judge {name:<9}{fitting.gib(need.total)}: {fitting.parts(need)}, once the model above is gone"
+
+
+def _tried(ws: Workspace) -> list[int]:
+    """Layers tried on the tune split; empty where only the checkpoint tells how many there are."""
+    config = ws.config
+    return ws.layers if config.model.path or config.model.shape.num_layers else config.steering.layers or []

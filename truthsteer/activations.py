@@ -1,12 +1,14 @@
 """Activations of answer pairs as arrays: what a method sees. Pure numpy; knows no model.
 
-A pair with a value that is not finite loses both members, and says why.
+A pair with a value that is not finite loses both members, and says why; so does one that did not fit its length, which is
+found before anything is read (`lengths`), and is no fault of the numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,14 @@ from truthsteer.records import Question, from_json, to_json
 from truthsteer.store import read_json, write_json
 
 
+class Loss(StrEnum):
+    """What a pair was lost to."""
+
+    TOO_LONG = "too_long"
+    EQUAL = "equal"
+    NOT_FINITE = "not_finite"
+
+
 @dataclass(frozen=True)
 class Dropped:
     """A pair that was lost, and why."""
@@ -25,6 +35,19 @@ class Dropped:
     pair: str
     question: str
     reason: str
+    kind: Loss
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """A text whose activations were read without its end."""
+
+    pair: str
+    question: str
+    member: str
+    """`true` or `false`."""
+    tokens: int
+    """Of the whole text, prompt and answer."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +60,9 @@ class Activations:
         answer_last: [pairs, truth, layers, hidden] float32, at the answer's last token.
         prompt_last: [pairs, layers, hidden] float32, at the last token before the answer.
         norms: [pairs, truth, layers] float32, mean over the answer's tokens of the residual stream's L2 norm.
-        tokens: [pairs, truth] int64, tokens of each answer.
+        tokens: [pairs, truth] int64, tokens of each answer that were read.
         dropped: pairs that were lost.
+        truncated: texts of `pairs` that were read without their end.
     """
 
     pairs: tuple[Pair, ...]
@@ -48,6 +72,7 @@ class Activations:
     norms: np.ndarray
     tokens: np.ndarray
     dropped: tuple[Dropped, ...] = ()
+    truncated: tuple[Truncated, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -71,15 +96,24 @@ class Activations:
     def of(self, questions: Sequence[Question]) -> Activations:
         """Only the pairs of these questions."""
         ids = {question.id for question in questions}
-        keep = np.array([pair.question in ids for pair in self.pairs], dtype=bool)
+        found = self._where(np.array([pair.question in ids for pair in self.pairs], dtype=bool))
+        return replace(found, dropped=tuple(item for item in self.dropped if item.question in ids))
+
+    def without(self, lost: Sequence[Dropped]) -> Activations:
+        """Both members of these pairs dropped too."""
+        gone = {item.pair for item in lost}
+        found = self._where(np.array([pair.id not in gone for pair in self.pairs], dtype=bool))
+        return replace(found, dropped=(*self.dropped, *lost))
+
+    def _where(self, keep: np.ndarray) -> Activations:
+        """The pairs that `keep`, [pairs] bool, names; what is known of others is left as it is."""
+        pairs = tuple(pair for pair, kept in zip(self.pairs, keep, strict=True) if kept)
+        ids = {pair.id for pair in pairs}
         return Activations(
-            tuple(pair for pair in self.pairs if pair.question in ids),
-            self.answer_mean[keep],
-            self.answer_last[keep],
-            self.prompt_last[keep],
-            self.norms[keep],
-            self.tokens[keep],
-            tuple(item for item in self.dropped if item.question in ids),
+            pairs,
+            **{name: getattr(self, name)[keep] for name in _ARRAYS},
+            dropped=self.dropped,
+            truncated=tuple(item for item in self.truncated if item.pair in ids),
         )
 
     def save(self, folder: Path) -> None:
@@ -91,6 +125,7 @@ class Activations:
             {
                 "pairs": [to_json(pair) for pair in self.pairs],
                 "dropped": [to_json(item) for item in self.dropped],
+                "truncated": [to_json(item) for item in self.truncated],
             },
         )
 
@@ -102,6 +137,7 @@ class Activations:
             tuple(from_json(Pair, item) for item in records["pairs"]),
             **{name: arrays[name] for name in _ARRAYS},
             dropped=tuple(from_json(Dropped, item) for item in records["dropped"]),
+            truncated=tuple(from_json(Truncated, item) for item in records["truncated"]),
         )
 
 
@@ -112,33 +148,44 @@ def drop_bad(activations: Activations, max_dropped: float) -> Activations:
     """Drop pairs with values that are not finite, both members.
 
     Raises:
-        UserError: more than the share `max_dropped` is lost.
+        UserError: more than the share `max_dropped` of the pairs that were read is lost, or all of them.
     """
     finite = np.isfinite(activations.answer_mean) & np.isfinite(
         activations.answer_last
     )  # [pairs, truth, layers, hidden]
     ok_layer = finite.all(-1).all(1) & np.isfinite(activations.prompt_last).all(-1)  # [pairs, layers]
-    keep = ok_layer.all(-1)
     dropped = tuple(
-        Dropped(pair.id, pair.question, f"not finite from layer {int(np.argmin(ok_layer[index]))} on")
-        for index, pair in enumerate(activations.pairs)
-        if not keep[index]
+        Dropped(pair.id, pair.question, f"not finite from layer {int(np.argmin(ok))} on", Loss.NOT_FINITE)
+        for pair, ok in zip(activations.pairs, ok_layer, strict=True)
+        if not ok.all()
     )
     lost = len(dropped) / len(activations.pairs)
-    if lost > max_dropped:
+    allowed = "none is left" if lost == 1 else f"steering.max_dropped={max_dropped:g} allows {max_dropped:.0%}"
+    if lost > max_dropped or lost == 1:
         raise UserError(
             f"{len(dropped)} of {len(activations.pairs)} pairs ({lost:.0%}) have activations that are not finite, the first "
-            f"{dropped[0].reason}; steering.max_dropped={max_dropped:g} allows {max_dropped:.0%}. The numbers overflow: "
-            "type dtype=bf16 or dtype=fp16 (float32 residual stream), not fp16_pure."
+            f"{dropped[0].reason}; {allowed}. The numbers overflow: type dtype=bf16 or dtype=fp16 (float32 residual stream), "
+            "not fp16_pure; type stages=[doctor] to see where."
         )
-    if not dropped:
-        return activations
-    return Activations(
-        tuple(pair for pair, ok in zip(activations.pairs, keep, strict=True) if ok),
-        activations.answer_mean[keep],
-        activations.answer_last[keep],
-        activations.prompt_last[keep],
-        activations.norms[keep],
-        activations.tokens[keep],
-        dropped,
+    return activations.without(dropped) if dropped else activations
+
+
+def drop_equal(activations: Activations) -> Activations:
+    """Drop pairs whose two answers have the same activations at every layer: their difference, exactly 0, has no direction.
+
+    Raises:
+        UserError: none is left.
+    """
+    mean, last = activations.answer_mean, activations.answer_last
+    same = (mean[:, 0] == mean[:, 1]).all((1, 2)) | (last[:, 0] == last[:, 1]).all((1, 2))  # [pairs]
+    dropped = tuple(
+        Dropped(pair.id, pair.question, "both answers have the same activations", Loss.EQUAL)
+        for pair, equal in zip(activations.pairs, same, strict=True)
+        if equal
     )
+    if len(dropped) == len(activations.pairs):
+        raise UserError(
+            f"In all {len(dropped)} answer pairs, the true answer and the false one have the same activations at every layer: "
+            "there is no direction between them. Type a larger steering.max_length, or stages=[doctor] to see why."
+        )
+    return activations.without(dropped) if dropped else activations

@@ -1,7 +1,8 @@
 """Reading residual-stream activations of true and false answers: every layer and three readouts in one pass.
 
 A pair is a true and a false answer to the same question, which the two share: the question is computed once. Sums run in
-float32 over real tokens only. Nothing above the deepest layer asked for is computed, and no logits.
+float32 over real tokens only. Nothing above the deepest layer asked for is computed, and no logits. A text that is too long
+is refused, or its pair dropped, or its end not read, and counted.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from truthsteer.activations import Activations, drop_bad
+from truthsteer.activations import Activations, drop_bad, drop_equal
 from truthsteer.branching import Brancher
+from truthsteer.config import TooLong
 from truthsteer.errors import UserError
 from truthsteer.hooks import RowSteering, capture
+from truthsteer.lengths import fit
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
-from truthsteer.pairs import make_pairs
-from truthsteer.prompts import PLAIN, Prompts, check_length
+from truthsteer.pairs import Pair, make_pairs
+from truthsteer.prompts import PLAIN, Branch, Prompts
 from truthsteer.records import Question
 
 
@@ -31,6 +34,7 @@ def extract(
     depth: int | None = None,
     pairs_per_question: int = 2,
     max_length: int = 512,
+    too_long: TooLong = TooLong.error,
     max_dropped: float = 0.01,
     batch_tokens: int = 8192,
     advance: Callable[[int], None] = lambda done: None,
@@ -44,35 +48,27 @@ def extract(
         depth: read layers 0 to depth - 1 and compute none above; all by default.
         pairs_per_question: at most this many pairs of one question.
         max_length: longest context plus answer, in tokens.
-        max_dropped: largest share of pairs that may be lost.
+        too_long: what becomes of longer ones.
+        max_dropped: largest share of pairs that may be lost to numbers that are not finite.
         batch_tokens: key-value slots filled at once.
         advance: called with the number of questions just done.
 
     Raises:
-        UserError: no pairs, a text too long, or too many pairs lost.
+        UserError: no pairs, a text too long, too many pairs lost, or none left.
     """
     prompts = prompts or Prompts(PLAIN, lm.tokenizer, lm.chat)
     depth = lm.num_layers if depth is None else depth
     lm.check_layer(depth - 1)
-    pairs = make_pairs(questions, pairs_per_question)
-    if not pairs:
-        raise UserError(
-            f"No (true, false) pairs can be made from these {len(questions)} questions: each needs a true answer that "
-            "is not an abstention and a false one. Use another file, or a larger data.split.steer."
-        )
-    by_question: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        by_question.setdefault(pair.question, []).append(index)
-    asked = [question for question in questions if question.id in by_question]
-    advance(len(questions) - len(asked))
-    answers = [[text for index in by_question[q.id] for text in (pairs[index].true, pairs[index].false)] for q in asked]
-    branches = prompts.branches([question.text for question in asked], answers)
-    check_length(branches, [question.text for question in asked], max_length, "steering.max_length")
+    pairs, names, whole = paired(questions, prompts, pairs_per_question)
+    fitted = fit(pairs, whole, names, max_length, too_long)
+    branches = fitted.branches
+    advance(len(questions) - len(branches))
+    first = np.cumsum([0, *(len(branch.continuations) // 2 for branch in branches)])  # [branches + 1], by pair
 
     layers = list(range(depth))
-    shape = (len(pairs), 2, depth, lm.hidden_size)
+    shape = (len(fitted.pairs), 2, depth, lm.hidden_size)
     answer_mean, answer_last = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    prompt_last = np.zeros((len(pairs), depth, lm.hidden_size), np.float32)
+    prompt_last = np.zeros((len(fitted.pairs), depth, lm.hidden_size), np.float32)
     norms, tokens = np.zeros(shape[:3], np.float32), np.zeros(shape[:2], np.int64)
     with (
         RowSteering(lm, [None], Add()) as none,
@@ -87,20 +83,50 @@ def extract(
                     last = hidden[torch.arange(len(lengths)), (lengths - 1).to(hidden.device)].float().cpu().numpy()
                     if step.rows[0].continuation < 0:
                         for row, value in zip(step.rows, last, strict=True):
-                            for index in by_question[asked[row.branch].id]:
-                                prompt_last[index, layer] = value
+                            prompt_last[first[row.branch] : first[row.branch + 1], layer] = value
                     else:
                         mean, norm = _over_tokens(hidden, lengths)
                         for place, row in enumerate(step.rows):
-                            index = by_question[asked[row.branch].id][row.continuation // 2]
-                            member = row.continuation % 2
+                            index, member = first[row.branch] + row.continuation // 2, row.continuation % 2
                             answer_mean[index, member, layer] = mean[place]
                             answer_last[index, member, layer] = last[place]
                             norms[index, member, layer] = norm[place]
                             tokens[index, member] = step.lengths[place]
             advance(len(unit.branches))
-    whole = Activations(tuple(pairs), answer_mean, answer_last, prompt_last, norms, tokens)
-    return drop_bad(whole, max_dropped)
+    read = Activations(
+        fitted.pairs,
+        answer_mean,
+        answer_last,
+        prompt_last,
+        norms,
+        tokens,
+        dropped=fitted.dropped,
+        truncated=fitted.truncated,
+    )
+    finite = drop_bad(read, max_dropped)
+    return drop_equal(finite) if too_long is TooLong.truncate else finite
+
+
+def paired(
+    questions: Sequence[Question], prompts: Prompts, pairs_per_question: int
+) -> tuple[list[Pair], list[str], list[Branch]]:
+    """The answer pairs; then, of each question that has any, its text, and its context with true and false answers in turn.
+
+    Raises:
+        UserError: there are no pairs.
+    """
+    pairs = make_pairs(questions, pairs_per_question)
+    if not pairs:
+        raise UserError(
+            f"No (true, false) pairs can be made from these {len(questions)} questions: each needs a true answer that "
+            "is not an abstention and a false one. Use another file, or a larger data.split.steer."
+        )
+    answers: dict[str, list[str]] = {}
+    for pair in pairs:
+        answers.setdefault(pair.question, []).extend((pair.true, pair.false))
+    texts = {question.id: question.text for question in questions}
+    names = [texts[question] for question in answers]
+    return pairs, names, prompts.branches(names, list(answers.values()))
 
 
 def _over_tokens(hidden: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -60,18 +60,21 @@ def _generate(
 
     def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
         from truthsteer.decoding import Request, decode
+        from truthsteer.lengths import check_generated
 
         lm, prompts = ws.model, ws.prompts(prompt)
-        contexts = prompts.contexts([question.text for question in split.test])
+        texts = [question.text for question in split.test]
+        contexts = prompts.contexts(texts)
+        check_generated(lm, contexts, texts, config.steering, config.generation.max_new_tokens)
         chosen = [by_digest[name] for name in plan]
         requests = [
             Request(
                 context,
                 index,
                 zlib.crc32(f"{config.seed} {question.id}".encode()),
-                f"{question.text!r} under '{condition.name}' (layer {condition.layer})",
+                question.text,
             )
-            for index, condition in enumerate(chosen)
+            for index in range(len(chosen))
             for question, context in zip(split.test, contexts, strict=True)
         ]
         injected = injections(chosen, vectors())
@@ -85,6 +88,7 @@ def _generate(
                 operator=ws.operator,
                 batch_tokens=config.batch_tokens,
                 skip=done,
+                names=[condition.name for condition in chosen],
             )
             for number, answers in batches:
                 rows = []

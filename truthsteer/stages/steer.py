@@ -15,14 +15,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from truthsteer import bank, baselines, style
-from truthsteer.activations import Activations
+from truthsteer.activations import Activations, Loss
 from truthsteer.bank import SteeringVector
 from truthsteer.component import content
 from truthsteer.conditions import choices_keys, score_choices
 from truthsteer.config import PromptConfig, Stage, to_plain
 from truthsteer.metrics import multiple_choice
 from truthsteer.multiplicity import max_t
-from truthsteer.records import Choice, Condition, ConditionKind, Hit, Splits, to_json
+from truthsteer.prompts import Branch
+from truthsteer.records import ALL_STYLE, Choice, Condition, ConditionKind, Hit, Splits, to_json
 from truthsteer.selection import Cell, choose_cell, measure
 from truthsteer.store import Artifact, Key, write_json
 from truthsteer.workspace import Workspace, questions_digest
@@ -45,7 +46,7 @@ def run(ws: Workspace, split: Splits, activations: Artifact) -> Artifact:
     """
     config = ws.config
     steering = to_plain(config.steering)
-    for name in ("max_dropped", "max_length"):  # they only decide errors
+    for name in ("max_dropped", "max_length", "too_long"):  # they decide errors, or are in the activations' key
         steering.pop(name)
     key = Key.of(
         "bank",
@@ -88,6 +89,7 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
         vector = grid[chosen.layer]
         styles = style.style_directions(own, chosen.layer, method.readout) if ws.config.steering.controls.style else {}
         controls = _controls(ws, split, name, method, own, vector, styles)
+        all_style = not any(kind is ConditionKind.PROJECTED for kind, _ in controls.values())
         mine = {name: vector} | {label: item for label, (_, item) in controls.items()}
         vectors |= mine
         conditions += _conditions(ws, split.fold, name, chosen, vector, controls)
@@ -102,7 +104,7 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
                 label: {
                     "with": item.with_,
                     "without": item.without,
-                    "reason": item.reason,
+                    "reason": ALL_STYLE if all_style and item.values is not None else item.reason,
                     "cosine": None if item.values is None else _cosine(vector.values, item.values),
                 }
                 for label, item in styles.items()
@@ -118,12 +120,7 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
             "fold": split.fold,
             "layers": ws.layers,
             "residual_norm": norms.tolist(),
-            "pairs": {
-                "used": len(own.pairs),
-                "abstentions_skipped": len(split.steer)
-                - len({p.question for p in own.pairs} | {d.question for d in own.dropped}),
-                "dropped": [to_json(item) for item in own.dropped],
-            },
+            "pairs": _pairs(own, split),
             "methods": methods,
             "proof": _worst(proofs),
             "conditions": [to_json(condition) for condition in conditions],
@@ -131,13 +128,33 @@ def _make(ws: Workspace, split: Splits, activations: Activations, folder: Path) 
     )
 
 
+def _pairs(own: Activations, split: Splits) -> dict[str, Any]:
+    """How many pairs the vectors rest on, and what became of the others."""
+    return {
+        "used": len(own.pairs),
+        "truncated": len(own.truncated),
+        "abstentions_skipped": len(split.steer)
+        - len({pair.question for pair in own.pairs} | {item.question for item in own.dropped}),
+        "lost": {kind.value: sum(item.kind is kind for item in own.dropped) for kind in Loss},
+        "dropped": [to_json(item) for item in own.dropped],
+    }
+
+
 def _check_lengths(ws: Workspace, split: Splits) -> None:
     """Raise now, and not when the steered rows are done, if what is asked later does not fit into its prompt."""
-    from truthsteer.prompts import check_length
+    from truthsteer.lengths import check_generated, check_scored
 
-    def check(prompt: PromptConfig, texts: list[str], answers: list[list[str]], or_else: str) -> None:
+    lm, steering = ws.model, ws.config.steering
+
+    def check(prompt: PromptConfig, texts: list[str], answers: list[list[str]], *or_else: str) -> list[Branch]:
         branches = ws.prompts(prompt).branches(texts, answers)
-        check_length(branches, texts, ws.config.steering.max_length, "steering.max_length", or_else)
+        check_scored(lm, branches, texts, steering, *or_else)
+        return branches
+
+    def check_both(prompt: PromptConfig, *or_else: str) -> None:
+        branches = check(prompt, asked, answers, *or_else)
+        contexts = [branch.context for branch in branches]
+        check_generated(lm, contexts, asked, steering, ws.config.generation.max_new_tokens, *or_else)
 
     asked = [question.text for question in split.test]
     answers = [[answer for answer, _ in question.choices] for question in split.test]
@@ -145,12 +162,12 @@ def _check_lengths(ws: Workspace, split: Splits) -> None:
         if condition.prompt:
             few = condition.kind is ConditionKind.FEW_SHOT
             drop = "baselines.few_shot=0" if few else f"'~prompt@baselines.prompts.{condition.prompt}'"
-            prompt = ws.prompt(condition.prompt, split)
-            check(prompt, asked, answers, f"{drop} to leave out the row '{condition.name}'")
+            check_both(ws.prompt(condition.prompt, split), f"{drop} to leave out the row '{condition.name}'")
     items, _ = ws.capability
     if items:
         texts, choices = [item.text for item in items], [list(item.choices) for item in items]
         check(ws.prompt(), texts, choices, "gauge.capability=FILE.csv with shorter questions")
+    check_both(ws.prompt())
 
 
 def _tune(
@@ -243,7 +260,8 @@ def _controls(
     }
     if usable:
         rest = style.project_out(vector, list(usable.values()))
-        found[f"{name} without_{'+'.join(usable)}"] = (ConditionKind.PROJECTED, rest)
+        if rest is not None:
+            found[f"{name} without_{'+'.join(usable)}"] = (ConditionKind.PROJECTED, rest)
     return found
 
 

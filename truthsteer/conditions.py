@@ -153,16 +153,26 @@ def score_answers(
     width = max(map(len, answers), default=0)
 
     def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
-        from truthsteer.prompts import check_length
+        from truthsteer.lengths import check_scored
         from truthsteer.scoring import score
 
         lm, prompts = ws.model, ws.prompts(prompt)
         branches = prompts.branches(texts, answers)
-        check_length(branches, texts, ws.config.steering.max_length, "steering.max_length")
+        check_scored(lm, branches, texts, ws.config.steering)
         ws.store.facts["merged_answers"] = prompts.merged
-        injected = injections([by_digest[digest] for digest in plan], vectors())
+        asked = [by_digest[digest] for digest in plan]
+        scored = score(
+            lm,
+            branches,
+            injections(asked, vectors()),
+            ws.operator,
+            ws.config.batch_tokens,
+            done,
+            questions=texts,
+            names=[condition.name for condition in asked],
+        )
         with ws.progress(description, len(plan) * sum(map(len, answers))) as advance:
-            for unit, scores in score(lm, branches, injected, ws.operator, ws.config.batch_tokens, done):
+            for unit, scores in scored:
                 rows = []
                 for (condition, place), group in groupby(scores, key=lambda item: (item.condition, item.branch)):
                     logprobs = [item.logprob for item in group]

@@ -17,6 +17,7 @@ from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel, select_rows
+from truthsteer.nonfinite import Reading
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import PLAIN, Prompts
 
@@ -32,7 +33,7 @@ class Request:
     condition: int
     seed: int = 0
     name: str = ""
-    """For messages."""
+    """What is asked, for messages."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,30 @@ def decode(
     operator: Operator | None = None,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, list[tuple[int, Generated]]]]:
-    """Generate every request, a batch at a time.
+    """Generate every request, a batch at a time; `names` are the conditions', for messages.
 
     Yields:
         (batch number, [(request index, answer)]), leaving out skipped batches.
 
     Raises:
-        UserError: logits are not finite.
+        UserError: logits are not finite; names what was asked, condition and layer.
     """
-    groups = batches(requests, batch_tokens, config.max_new_tokens)
-    with RowSteering(lm, conditions, operator or Add()) as steering:
+    groups, operator = batches(requests, batch_tokens, config.max_new_tokens), operator or Add()
+    with RowSteering(lm, conditions, operator) as steering:
+        reading = Reading(lm, conditions, names, operator, steering)
         for number, group in enumerate(groups):
             if not skip(number):
-                done = _decode_batch(lm, [requests[index] for index in group], steering, config, tuple(stop))
+                done = _decode_batch(reading, [requests[index] for index in group], config, tuple(stop))
                 yield number, list(zip(group, done, strict=True))
 
 
 @torch.no_grad()
 def _decode_batch(
-    lm: LanguageModel, requests: list[Request], steering: RowSteering, config: GenerationConfig, stop: tuple[str, ...]
+    reading: Reading, requests: list[Request], config: GenerationConfig, stop: tuple[str, ...]
 ) -> list[Generated]:
+    lm, steering = reading.lm, reading.steering
     ids, mask = lm.pad([request.context for request in requests], left=True)
     padded = bool((mask == 0).any())
     conditions = torch.tensor([request.condition for request in requests])
@@ -103,12 +107,10 @@ def _decode_batch(
         )
         assert hidden is not None
         logits = lm.logits(hidden[:, -1])
-        if not bool(torch.isfinite(logits).all()):
-            bad = int((~torch.isfinite(logits)).any(-1).nonzero()[0, 0])
-            raise UserError(
-                f"The logits of {requests[running[bad]].name or 'a row'} are not finite at token {step + 1}. The model's "
-                "numbers overflow: type dtype=bf16 or dtype=fp32, or smaller steering.coefficients."
-            )
+        broken = [running[place] for place in (~torch.isfinite(logits)).any(-1).nonzero()[:, 0].tolist()]
+        for row in broken:
+            if row not in finished:
+                raise _not_finite(reading, requests[row], tokens[row])
         chosen = _choose(logits, config, [generators[row] for row in running])
         for row, token in zip(running, chosen.tolist(), strict=True):
             if row not in finished:
@@ -132,6 +134,12 @@ def _decode_batch(
         if row not in finished:
             finished[row] = Generated(_text(lm, tokens[row]).strip(), len(tokens[row]), "length")
     return [finished[row] for row in range(len(requests))]
+
+
+def _not_finite(reading: Reading, request: Request, tokens: list[int]) -> UserError:
+    whose = reading.whose(request.name or reading.text(request.context), request.condition)
+    fault = f"The logits of {whose} are not finite at token {len(tokens) + 1} of the answer"
+    return reading.error(fault, [*request.context, *tokens], request.condition)
 
 
 def _ended(lm: LanguageModel, rows: list[int], tokens: list[list[int]], stop: tuple[str, ...]) -> dict[int, Generated]:
@@ -162,7 +170,7 @@ def _choose(logits: Tensor, config: GenerationConfig, generators: list[torch.Gen
     """[rows] next tokens: the most likely, or a draw from the nucleus of each row's distribution."""
     if config.temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits.double().cpu() / config.temperature).softmax(-1).sort(dim=-1, descending=True)
+    probabilities, order = (logits.cpu().double() / config.temperature).softmax(-1).sort(dim=-1, descending=True)
     cumulative = probabilities.cumsum(-1)
     outside = cumulative - probabilities >= config.top_p
     cumulative = probabilities.masked_fill(outside, 0.0).cumsum(-1)

@@ -38,8 +38,9 @@ from truthsteer.tables import read_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from truthsteer.hooks import Injection, RowSteering
+    from truthsteer.hooks import Injection
     from truthsteer.model import LanguageModel
+    from truthsteer.nonfinite import Reading
     from truthsteer.operators import Operator
 
 ENGLISH = Path(__file__).parent / "texts" / "neutral.txt"
@@ -78,6 +79,7 @@ def measure(
     max_tokens: int = 128,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, list[tuple[int, Neutral]]]]:
     """Measure every passage under every condition, a unit of work at a time.
 
@@ -93,22 +95,27 @@ def measure(
         max_tokens: of each passage, so many are read, counting the beginning-of-sequence token that its tokenizer may add.
         batch_tokens: token positions computed at once (a passage, unsteered and steered, may exceed it).
         skip: units (by number) that need not be computed again.
+        names: of the conditions, for messages.
 
     Yields:
         (unit number, its rows: the condition's index and what it does to one passage), leaving out skipped units.
 
     Raises:
-        UserError: a passage is shorter than two tokens, or a loss or a divergence is not finite.
+        UserError: a passage is shorter than two tokens, or a loss or a divergence is not finite; names passage,
+            condition and layer.
     """
     from truthsteer.hooks import RowSteering
+    from truthsteer.nonfinite import Reading
     from truthsteer.operators import Add
 
     encoded = _encode(lm.tokenizer, passages, max_tokens)
     units = _plan([len(ids) for ids in encoded], len(conditions), batch_tokens)
-    with RowSteering(lm, [*conditions, None], operator or Add()) as steering:
+    operator = operator or Add()
+    with RowSteering(lm, [*conditions, None], operator) as steering:
+        reading = Reading(lm, conditions, names, operator, steering)
         for number, unit in enumerate(units):
             if not skip(number):
-                yield number, _measure_unit(lm, encoded, conditions, steering, unit)
+                yield number, _measure_unit(reading, passages, encoded, unit)
 
 
 def perplexity(rows: Sequence[Neutral]) -> float:
@@ -164,23 +171,25 @@ def _plan(lengths: Sequence[int], conditions: int, budget: int) -> list[_Unit]:
 
 
 def _measure_unit(
-    lm: LanguageModel,
-    encoded: Sequence[Sequence[int]],
-    conditions: Sequence[Injection | None],
-    steering: RowSteering,
-    unit: _Unit,
+    reading: Reading, texts: Sequence[str], encoded: Sequence[tuple[int, ...]], unit: _Unit
 ) -> list[tuple[int, Neutral]]:
     import torch
 
+    conditions = reading.conditions
     steered = [index for index in unit.conditions if conditions[index] is not None]
     blocks = [len(conditions), *steered]  # the last condition of the steering is the reference
-    steering.assign(torch.tensor(blocks).repeat_interleave(len(unit.passages)))
-    nll, kl = _read(lm, [encoded[index] for index in unit.passages], len(blocks))
+    reading.steering.assign(torch.tensor(blocks).repeat_interleave(len(unit.passages)))
+    nll, kl = _read(reading.lm, [encoded[index] for index in unit.passages], len(blocks))
     rows = []
     for condition in unit.conditions:
         block = steered.index(condition) + 1 if condition in steered else 0
         for place, passage in enumerate(unit.passages):
-            rows.append((condition, _record(condition, passage, nll[block][place], kl[block][place])))
+            row = _record(passage, nll[block][place], kl[block][place])
+            if not (math.isfinite(row.nll) and math.isfinite(row.kl)):
+                whose = reading.whose(texts[passage], condition)
+                fault = f"On neutral text, {whose} has a loss of {row.nll:g} and a KL of {row.kl:g}"
+                raise reading.error(fault, encoded[passage], condition)
+            rows.append((condition, row))
     return rows
 
 
@@ -231,11 +240,5 @@ def _diverge(lm: LanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor
     return torch.stack(losses), torch.stack(divergences)
 
 
-def _record(condition: int, passage: int, nll: Tensor, kl: Tensor) -> Neutral:
-    row = Neutral(passage, len(nll), float(nll.sum()), float(kl.sum()), float(kl.max()))
-    if not (math.isfinite(row.nll) and math.isfinite(row.kl)):
-        raise UserError(
-            f"On passage {passage} of the neutral text, condition {condition} has a loss of {row.nll} and a KL of {row.kl}. "
-            "The model's numbers overflow: type dtype=bf16 or dtype=fp32, or smaller steering.coefficients."
-        )
-    return row
+def _record(passage: int, nll: Tensor, kl: Tensor) -> Neutral:
+    return Neutral(passage, len(nll), float(nll.sum()), float(kl.sum()), float(kl.max()))

@@ -7,6 +7,7 @@ metrics (Lin et al. 2022, arXiv:2109.07958) and of lm-evaluation-harness.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from truthsteer.branching import Brancher, Pass, Unit
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
+from truthsteer.nonfinite import Reading, shown
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import Branch
 
@@ -42,6 +44,8 @@ def score(
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
     share: bool = True,
+    questions: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Iterator[tuple[int, list[Score]]]:
     """Score every continuation of every branch under every condition, a unit of work at a time.
 
@@ -53,41 +57,53 @@ def score(
         batch_tokens: key-value slots filled at once.
         skip: units (by number) that need not be computed again.
         share: compute the layers below the lowest steered one once for all conditions of a batch.
+        questions: what each branch asks, for messages.
+        names: of the conditions, for messages.
 
     Yields:
         (unit number, its scores), leaving out skipped units.
 
     Raises:
-        UserError: a log-probability is not finite.
+        UserError: logits are not finite; names question, answer, condition and layer.
     """
-    with RowSteering(lm, conditions, operator or Add()) as steering:
+    operator = operator or Add()
+    with RowSteering(lm, conditions, operator) as steering:
+        reading = Reading(lm, conditions, names, operator, steering)
         brancher = Brancher(lm, branches, steering, len(conditions), batch_tokens, share)
         for number, unit in enumerate(brancher.units):
             if not skip(number):
-                yield number, _score_unit(lm, branches, brancher, unit)
+                yield number, _score_unit(reading, branches, questions, brancher, unit)
 
 
-def _score_unit(lm: LanguageModel, branches: Sequence[Branch], brancher: Brancher, unit: Unit) -> list[Score]:
+def _score_unit(
+    reading: Reading, branches: Sequence[Branch], questions: Sequence[str], brancher: Brancher, unit: Unit
+) -> list[Score]:
     totals: dict[tuple[int, int, int], float] = {}
     for step in brancher.walk(unit, whole=False):
         assert step.hidden is not None
-        for key, value in _logprobs(lm, branches, step, step.hidden):
+        for key, value in _logprobs(reading.lm, branches, step, step.hidden):
+            if not math.isfinite(value):
+                condition, branch, continuation = key
+                asked = questions[branch] if questions else ""
+                raise _not_finite(reading, branches[branch], asked, continuation, condition)
             totals[key] = totals.get(key, 0.0) + value
-    scores = [Score(*key, value) for key, value in sorted(totals.items())]
-    for item in scores:
-        if item.logprob != item.logprob or item.logprob in (float("inf"), float("-inf")):
-            raise UserError(
-                f"The log-probability of answer {item.continuation} of question {item.branch} under condition "
-                f"{item.condition} is {item.logprob}. The model's numbers overflow: type dtype=bf16 or dtype=fp32, or "
-                "smaller steering.coefficients."
-            )
-    return scores
+    return [Score(*key, value) for key, value in sorted(totals.items())]
+
+
+def _not_finite(reading: Reading, branch: Branch, asked: str, continuation: int, condition: int) -> UserError:
+    tokens = branch.continuations[continuation]
+    whose = reading.whose(asked or reading.text(branch.context), condition)
+    fault = f"The log-probability of {shown(reading.text(tokens))} to {whose} rests on logits that are not finite"
+    return reading.error(fault, [*branch.context, *tokens], condition)
 
 
 def _logprobs(
     lm: LanguageModel, branches: Sequence[Branch], step: Pass, hidden: Tensor
 ) -> list[tuple[tuple[int, int, int], float]]:
-    """What a pass adds to each continuation: its first token's log-prob (context pass), or all the others'."""
+    """What a pass adds to each continuation: its first token's log-prob (context pass), or all the others'.
+
+    NaN where any logit of a position is not finite.
+    """
     keys, rows, places, targets = [], [], [], []
     for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
         branch = branches[row.branch]
@@ -114,9 +130,14 @@ def _logprobs(
     result = torch.empty(len(keys), dtype=torch.float64)
     for first in range(0, len(positions), chunk):
         part = positions[first : first + chunk]
-        logprobs = lm.logits(flat[part.to(flat.device)]).log_softmax(-1)
+        logits = lm.logits(flat[part.to(flat.device)])
+        lowest = logits.amin(-1, keepdim=True)
+        logprobs = logits.log_softmax(-1)
         mine = ((inverse >= first) & (inverse < first + chunk)).nonzero()[:, 0]
-        picked = logprobs[(inverse[mine] - first).to(logprobs.device), wanted[mine].to(logprobs.device)]
-        result[mine] = picked.double().cpu()
+        place = (inverse[mine] - first).to(logprobs.device)
+        picked = logprobs[place, wanted[mine].to(logprobs.device)]
+        # One logit that is NaN or inf makes all log-probabilities NaN; one that is -inf leaves the others finite.
+        picked = picked.where(lowest[place, 0] > float("-inf"), float("nan"))
+        result[mine] = picked.cpu().double()  # on the CPU, since MPS has no float64
     values = result.tolist()
     return list(zip(keys, values, strict=True))

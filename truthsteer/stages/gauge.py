@@ -67,10 +67,11 @@ def _neutral(ws: Workspace, split: Splits, conditions: Sequence[Condition], vect
     by_digest = {key.digest: condition for key, condition in zip(keys, conditions, strict=True)}
 
     def compute(plan: Sequence[str], done: Callable[[int], bool]) -> Iterator[tuple[int, list[JournalRow]]]:
-        injected = injections([by_digest[name] for name in plan], vectors())
+        measured = [by_digest[name] for name in plan]
+        names, injected = [condition.name for condition in measured], injections(measured, vectors())
         budget = ws.config.batch_tokens
         with ws.progress(ws.label("gauge: neutral text", split), len(plan) * len(passages)) as advance:
-            units = neutral.measure(ws.model, passages, injected, ws.operator, gauge.max_tokens, budget, done)
+            units = neutral.measure(ws.model, passages, injected, ws.operator, gauge.max_tokens, budget, done, names)
             for unit, found in units:
                 advance(len(found))
                 yield unit, [JournalRow(plan[place], row.passage, row) for place, row in found]

@@ -204,7 +204,7 @@ def test_the_table_of_keys_states_the_defaults(real_model: DictConfig) -> None:
         if isinstance(value, bool) or value is None:
             value = str(value).lower().replace("none", "null")
         assert default == special.get(key, str(getattr(value, "value", value))), key
-    assert set(DEFAULT_STAGES) == set(Stage) - {Stage.prefetch}
+    assert set(DEFAULT_STAGES) == set(Stage) - {Stage.prefetch, Stage.doctor}
 
 
 # ---------------------------------------------------------------------------------------------------- notebook
@@ -296,4 +296,5 @@ def test_model_and_experiment_of_another_folder_compose(own_folder: Path) -> Non
     assert "mean_diff" not in experiment
     assert "prompt     exam" in experiment
     elsewhere = own("experiment=mine").replace("--config-dir conf", "'hydra.searchpath=[file://conf]'")
-    assert run_there(own_folder, elsewhere, "dry_run=true") == experiment
+    again = run_there(own_folder, elsewhere, "dry_run=true")
+    assert re.sub("[0-9.]+ free", "", again) == re.sub("[0-9.]+ free", "", experiment)

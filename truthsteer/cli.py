@@ -39,6 +39,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 SEVERAL = ("judge", "method")
 """Groups of which several options can be chosen at once."""
+EXAMINED = "examined"
+"""A job's note to its sweep: the folder of a run that the doctor has seen."""
 REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
 """What may be typed with `run=`."""
 
@@ -107,23 +109,45 @@ def _task(cfg: DictConfig) -> None:
         log.setLevel(logging.DEBUG)
     set_hub_cache(config.paths.hf_cache)
     hydra_config = HydraConfig.get()
+    scratch = Path(hydra_config.runtime.output_dir)
     try:
-        execute(config, list(hydra_config.overrides.task))
+        folder = execute(config, list(hydra_config.overrides.task))
+        if hydra_config.mode is RunMode.MULTIRUN and Stage.doctor in config.stages and folder is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            (scratch / EXAMINED).write_text(str(folder.resolve()), encoding="utf-8")
     finally:
-        _remove_if_empty(Path(hydra_config.runtime.output_dir))
+        _remove_if_empty(scratch)
 
 
-class LogFailure(Callback):
-    """Puts a failed job of a sweep into its log: a launcher keeps the exception to itself until the end, or for ever."""
+class Sweep(Callback):
+    """What a sweep says beyond its jobs: a failed one in its log, and one table of what the doctor found in all of them."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status is JobStatus.FAILED and HydraConfig.get().mode is RunMode.MULTIRUN:
             error = job_return._return_value
             log.error("%s", error, exc_info=None if isinstance(error, UserError) else error)
 
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        marks = sorted(Path(config.hydra.sweep.dir).glob(f"*/{EXAMINED}"), key=lambda path: int(path.parent.name))
+        folders = [Path(mark.read_text(encoding="utf-8")) for mark in marks]
+        for mark in marks:
+            mark.unlink()
+            _remove_if_empty(mark.parent)
+        if folders:
+            _show_examined(folders)
 
-def execute(config: Config, overrides: list[str]) -> None:
-    """Run, judge again, or print the plan, and show the result."""
+
+def _show_examined(folders: list[Path]) -> None:
+    from truthsteer import numerics_text, preflight
+    from truthsteer.store import read_json
+    from truthsteer.terminal import table
+
+    reports = [read_json(folder / preflight.REPORT) for folder in dict.fromkeys(folders)]
+    console().print(table("Numerics", numerics_text.RATES_CAPTION, numerics_text.rates_table(reports)))
+
+
+def execute(config: Config, overrides: list[str]) -> Path | None:
+    """Run, judge again, or print the plan, and show the result. Returns the run's folder."""
     from truthsteer.pipeline import run
     from truthsteer.runs import folder_for
 
@@ -134,7 +158,7 @@ def execute(config: Config, overrides: list[str]) -> None:
         from truthsteer.plan import show_plan
 
         show_plan(config)
-        return
+        return None
     folder = folder_for(config)
     log.info("run %s", folder)
     summary = run(config, overrides, checkpoint)
@@ -146,6 +170,7 @@ def execute(config: Config, overrides: list[str]) -> None:
         for sentence in (*(item["effect"] for item in summary["verdict"]), *summary["warnings"]):
             out.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
         out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    return folder
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -1,6 +1,6 @@
 """The program's table of contents: the stages in order, and what each hands to the next.
 
-    splits -> extract -> steer -> choose -> generate -> gauge -> judge -> report
+    splits -> (doctor) -> extract -> steer -> choose -> generate -> gauge -> judge -> report
 
 Everything but the report is in the store under the hash of what determines it, so that this walk, done again, only looks
 things up.
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from truthsteer import baselines, data
+from truthsteer import baselines, data, preflight
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.checkpoint import prefetch as prefetch_checkpoint
 from truthsteer.config import Config, Stage, identity
@@ -33,13 +33,13 @@ from truthsteer.records import (
 from truthsteer.results import Results, Row
 from truthsteer.runs import RunRecord, folder_for
 from truthsteer.sentinels import sentinels
-from truthsteer.stages import choose, extract, gauge, generate, judge, report, steer
+from truthsteer.stages import choose, doctor, extract, gauge, generate, judge, report, steer
 from truthsteer.store import Artifact, digest, file_sha256, read_json
 from truthsteer.workspace import Workspace
 
 log = logging.getLogger("truthsteer")
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 MEASURED = ("steer", "choose", "generate", "gauge", "judge")
 """Stages whose artifacts the report shows."""
 
@@ -93,13 +93,18 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
     def reached(stage: Stage) -> bool:
         return order.index(stage) <= last
 
-    if not reached(Stage.extract):
+    if not reached(Stage.doctor):
         return None
     record.data["checkpoint"] = asdict(ws.checkpoint)
     if Stage.judge in wanted:
         _ = ws.judge_identities  # a judge that is not there is missed now, not after hours
     if Stage.gauge in wanted:
         gauge.check(ws)
+    if Stage.doctor in wanted:
+        with record.stage("doctor"):
+            doctor.run(ws)
+    if not reached(Stage.extract):
+        return None
     with record.stage("extract") as entry:
         activations = extract.run(ws)
         entry["artifacts"] = [activations.key]
@@ -135,7 +140,7 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         entry["artifacts"] = {name: [*_keys(found.verdicts), found.sentinels.key] for name, found in judged.items()}
     if not reached(Stage.report):
         return None
-    return _report(ws, record, Made(banks, conditions, choices, letters, completions, gauged, judged))
+    return _report(ws, record, Made(activations, banks, conditions, choices, letters, completions, gauged, judged))
 
 
 def _report(ws: Workspace, record: RunRecord, made: Made) -> dict[str, Any]:
@@ -143,13 +148,21 @@ def _report(ws: Workspace, record: RunRecord, made: Made) -> dict[str, Any]:
     with record.stage("report") as entry:
         shown = [record.data["stages"][name]["artifacts"] for name in MEASURED]
         left_out = list(ws.capability[1])
-        entry["inputs"] = digest([REPORT_VERSION, ws.splits_artifact.key, shown, left_out, identity(ws.config)])
+        what = [ws.splits_artifact.key, shown, left_out, identity(ws.config), _numerics(ws, made.activations)]
+        entry["inputs"] = digest([REPORT_VERSION, *what])
         summary = _finished_report(ws.folder, entry["inputs"])
         if summary is None:
             summary = report.run(_results(ws, record, made), ws.folder, ws.config.seed)
             entry["files"] = {name: file_sha256(ws.folder / name) for name in report.FILES}
             _stamp(ws.folder).write_text(digest([entry["inputs"], entry["files"]]), encoding="utf-8")
     return summary
+
+
+def _numerics(ws: Workspace, activations: Artifact) -> dict[str, Any]:
+    """What the doctor found in this run, or else what was looked at before activations were read."""
+    own = ws.folder / preflight.REPORT
+    found: dict[str, Any] = read_json(own) if own.exists() else activations.json(preflight.REPORT)
+    return found
 
 
 def prefetch(ws: Workspace) -> None:
@@ -172,6 +185,7 @@ def _facts(folds: list[list[Artifact]]) -> dict[str, Any]:
     return {
         "device": " and ".join(sorted({item["device"] for item in found if "device" in item})),
         "merged_answers": max((item.get("merged_answers", 0) for item in found), default=0),
+        "hardware": sorted({sentence for item in found for sentence in item.get("hardware", ())}),
     }
 
 
@@ -183,6 +197,7 @@ def _keys(folds: Iterable[Iterable[Artifact]]) -> list[str]:
 class Made:
     """What the stages made: [fold], then [condition], or by its name where not every condition has one."""
 
+    activations: Artifact
     banks: list[Artifact]
     conditions: list[list[Condition]]
     choices: list[list[Artifact]]
@@ -202,6 +217,7 @@ def _results(ws: Workspace, record: RunRecord, made: Made) -> Results:
         rows=tuple(_row(made, name) for name in dict.fromkeys(item.name for fold in made.conditions for item in fold)),
         banks=tuple(bank.json("bank.json") for bank in made.banks),
         data=ws.data_facts,
+        numerics=_numerics(ws, made.activations),
         capability_problems=ws.capability[1],
         sentinels=tuple(sentinels(tested, ws.config.seed)),
         sentinel_verdicts={name: found.sentinels.rows(Verdict) for name, found in made.judged.items()},

@@ -54,7 +54,7 @@ def folder_for(config: Config) -> Path:
         check_run_id(name, "model.name, dtype.name, data.name and the methods' names together")
     folder = Path(config.paths.root) / (str(config.run_id) if config.run_id is not None else name)
     if (folder / RECORD).exists():
-        differing = sorted(_differences(read_json(folder / RECORD)["config"], to_plain(config), what))
+        differing = sorted(_differences(identity(read_json(folder / RECORD)["config"]), what))
         if differing:
             raise UserError(
                 f"run_id={folder.name} is a run with another config: {', '.join(differing[:5])} differ. Nothing was "
@@ -65,12 +65,12 @@ def folder_for(config: Config) -> Path:
     return folder
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], identifying: dict[str, Any]) -> Iterator[str]:
-    """Dotted keys among the identifying ones whose values differ."""
-    for key, part in identifying.items():
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Dotted keys whose values differ."""
+    for key in old | new:
         before, after = old.get(key), new.get(key)
-        if isinstance(part, dict) and isinstance(before, dict) and isinstance(after, dict):
-            yield from (f"{key}.{name}" for name in _differences(before, after, dict.fromkeys(before) | part))
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from (f"{key}.{name}" for name in _differences(before, after))
         elif before != after:
             yield key
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthsteer import capability, data
+from truthsteer import capability, data, fitting
 from truthsteer.capability import Item
 from truthsteer.checkpoint import Checkpoint, resolve
 from truthsteer.component import build, build_all
@@ -95,7 +95,8 @@ class Workspace:
     def model_inputs(self) -> dict[str, Any]:
         """What determines the model's numbers, for keys."""
         policy = to_plain(self.config.dtype)
-        policy.pop("name")
+        for name in ("name", "on_overflow"):
+            policy.pop(name)
         return {"weights": self.checkpoint.fingerprint, "dtype": policy}
 
     def prompt(self, name: str = "", split: Splits | None = None) -> PromptConfig:
@@ -152,26 +153,44 @@ class Workspace:
         """Who does what, one per fold."""
         return tuple(from_json(Splits, fold) for fold in self._splits["folds"])
 
+    @cached_property
+    def steer_questions(self) -> tuple[Question, ...]:
+        """Those that vectors are estimated from, of all folds, each once."""
+        return tuple({question.id: question for fold in self.splits for question in fold.steer}.values())
+
     @property
     def data_facts(self) -> dict[str, Any]:
         """Counts, hash, version and problems of the data."""
         facts: dict[str, Any] = self._splits["data"]
         return facts
 
+    @property
+    def depth(self) -> int | None:
+        """How many of the model's layers this run needs; None: all of them."""
+        return max(self.layers) + 1 if set(self.config.stages) <= {Stage.prefetch, Stage.extract} else None
+
     @cached_property
     def model(self) -> LanguageModel:
-        """The model, loaded now if it was not yet."""
+        """The model, loaded now if it was not yet.
+
+        Raises:
+            UserError: it cannot be loaded, or does not fit into memory.
+        """
         from truthsteer.model import LanguageModel
 
-        config = self.config
+        config, known = self.config, self.checkpoint
+        questions = len(self.steer_questions)
+        fitting.check_run(config, self.layers, known.location, known.commit, self.depth, questions)
         log.info("loading %s as %s", config.model.name, config.dtype.name)
-        lm = LanguageModel.from_config(config.model, config.dtype, config.device, self.checkpoint)
+        lm = LanguageModel.from_config(config.model, config.dtype, config.device, known, self.depth)
+        for sentence in lm.cautions:
+            log.warning(sentence)
         threads = config.threads or (1 if lm.hidden_size <= SMALL_HIDDEN else None)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        self.store.facts |= {"device": lm.device.type, "dtype": config.dtype.name}
+        self.store.facts |= {"device": lm.device.type, "dtype": config.dtype.name, "hardware": list(lm.cautions)}
         return lm
 
     def prompts(self, prompt: PromptConfig | None = None) -> Prompts:

@@ -1,21 +1,32 @@
-"""extract: read the activations of true and false answers, for the steer questions of all folds at once."""
+"""extract: read the activations of true and false answers, for the steer questions of all folds at once.
+
+Before that, a few of them are passed through the model with its numbers looked at, so that a run that cannot succeed says
+why at once.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from truthsteer.config import Stage
-from truthsteer.store import Artifact, Key
+from truthsteer import preflight
+from truthsteer.config import Stage, TooLong
+from truthsteer.store import Artifact, Key, write_json
 from truthsteer.workspace import Workspace, questions_digest
 
-VERSION = 1
+VERSION = 2
 
 
 def run(ws: Workspace) -> Artifact:
     """The activations (an artifact that `activations.Activations.load` reads), made only if they are not there."""
     steering = ws.config.steering
-    questions = tuple({q.id: q for fold in ws.splits for q in fold.steer}.values())
+    questions = ws.steer_questions
     depth = max(ws.layers) + 1
+    # Where a longer text is an error, the limit decides nothing else: another one reads nothing again.
+    limit = (
+        {}
+        if steering.too_long is TooLong.error
+        else {"max_length": steering.max_length, "too_long": steering.too_long.value}
+    )
     key = Key.of(
         "activations",
         VERSION,
@@ -25,6 +36,7 @@ def run(ws: Workspace) -> Artifact:
         depth=depth,
         pairs_per_question=steering.pairs_per_question,
         max_dropped=steering.max_dropped,
+        **limit,
     )
     if not ws.runs(Stage.extract):
         return ws.store.need(key, "extract")
@@ -32,8 +44,10 @@ def run(ws: Workspace) -> Artifact:
     def write(folder: Path) -> None:
         from truthsteer.extraction import extract
 
-        lm = ws.model
-        prompts = ws.prompts()
+        preflight.refuse_known_overflow(ws)
+        numerics = preflight.examine(ws, questions, thorough=False)
+        preflight.enforce(ws, numerics)
+        lm, prompts = ws.model, ws.prompts()
         with ws.progress("extract: questions", len(questions)) as advance:
             found = extract(
                 lm,
@@ -42,10 +56,12 @@ def run(ws: Workspace) -> Artifact:
                 depth=depth,
                 pairs_per_question=steering.pairs_per_question,
                 max_length=steering.max_length,
+                too_long=steering.too_long,
                 max_dropped=steering.max_dropped,
                 batch_tokens=ws.config.batch_tokens,
                 advance=advance,
             )
         found.save(folder)
+        write_json(folder / preflight.REPORT, numerics)
 
     return ws.store.make(key, write)

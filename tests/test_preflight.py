@@ -1,0 +1,210 @@
+"""What a user is told whose model overflows: before anything is loaded where that is possible, and in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, blow_up, build, run_cli
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from safetensors.numpy import load_file
+
+from truthsteer import pipeline
+from truthsteer.cli import to_config
+from truthsteer.config import Config
+from truthsteer.errors import UserError
+from truthsteer.model import LanguageModel
+
+SMALL = (
+    "device=cpu",
+    "model=local",
+    "data=organism",
+    "data.limit=48",
+    "judge=[reference]",
+    "gauge=organism",
+    "steering.controls.style=false",
+    "~prompt@baselines.prompts.help",
+    "steering.max_length=384",
+)
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory, tokenizer) -> Path:
+    """A multimodal Gemma 3 whose residual stream passes 1e6."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    blow_up(build("gemma3_multimodal")).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed():
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        yield
+
+
+def run(checkpoint: Path, root: Path, *overrides: str) -> Path:
+    """The run's folder."""
+    own = [*SMALL, f"model.path={checkpoint}", f"paths.root={root}", *overrides]
+    config = to_config(compose("config", overrides=own))
+    pipeline.run(config)
+    return pipeline.folder_for(config)
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[int | None]:
+    """Depths of the models that were loaded."""
+    found: list[int | None] = []
+    load = LanguageModel.from_config.__func__
+
+    def from_config(cls, config, policy, device, checkpoint, depth=None):
+        found.append(depth)
+        return load(cls, config, policy, device, checkpoint, depth)
+
+    monkeypatch.setattr(LanguageModel, "from_config", classmethod(from_config))
+    return found
+
+
+def test_fp16_gives_finite_vectors_where_fp16_throughout_is_one_sentence(overflowing, tmp_path):
+    run(overflowing, tmp_path, "dtype=fp16", "stages=[extract]")
+    (activations,) = tmp_path.glob(".store/activations/*")
+    arrays = load_file(activations / "activations.safetensors")
+    assert max(np.abs(array).max() for array in arrays.values()) > 65504
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    with pytest.raises(UserError) as refused:
+        run(overflowing, tmp_path / "other", "dtype=fp16_pure", "stages=[extract]")
+    said = str(refused.value)
+    assert said.startswith("dtype=fp16_pure fails: the numbers are first not finite at ")
+    assert "layer 0" in said
+    assert "Type one of: dtype=bf16, dtype=fp16" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("seen", ["doctor", "extract"])
+def test_a_model_that_was_seen_to_overflow_is_refused_before_it_is_loaded(overflowing, tmp_path, loads, seen):
+    run(overflowing, tmp_path, "dtype=bf16", f"stages=[{seen}]", "doctor.reference=false")
+    assert len(loads) == 1
+    with pytest.raises(
+        UserError, match=r"seen to pass 65504, fp16's largest, at .* of layer 0\. Type one of: dtype=bf16"
+    ):
+        run(overflowing, tmp_path, "dtype=fp16_pure", "stages=[extract,steer]")
+    assert len(loads) == 1, "it was loaded"
+    run(overflowing, tmp_path, "dtype=fp16", "stages=[extract]")
+    assert len(loads) == 2
+
+
+def test_what_overflow_does_is_no_part_of_what_a_run_is(overflowing, tmp_path, loads):
+    folder = run(overflowing, tmp_path, "dtype=fp16", "stages=[extract]")
+    assert run(overflowing, tmp_path, "dtype=fp16", "dtype.on_overflow=warn", "stages=[extract]") == folder
+    assert loads == [3], "what was read is read again"
+    run(overflowing, tmp_path, "dtype=fp16", "dtype.matmul=high", "stages=[extract]")
+    assert len(loads) == 2, "another precision is another model"
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_on_overflow_warn_goes_on_until_pairs_are_counted(overflowing, tmp_path, caplog):
+    with pytest.raises(UserError, match=r"pairs \(100%\) have activations that are not finite"):
+        run(overflowing, tmp_path, "dtype=fp16_pure", "dtype.on_overflow=warn", "stages=[extract]")
+    assert "dtype.on_overflow=warn: going on." in caplog.text
+
+
+def test_the_doctor_reports_an_overflow_and_does_not_fail_for_it(overflowing, tmp_path, caplog):
+    caplog.set_level("INFO", logger="truthsteer")
+    folder = run(overflowing, tmp_path, "dtype=fp16_pure", "stages=[doctor]")
+    report = json.loads((folder / "doctor.json").read_text())
+    assert report["outcome"] == "not finite"
+    assert report["overrides"][0] == "dtype=bf16"
+    assert [item["name"] for item in report["passes"]] == ["right", "left"], "nothing finite is left to steer by"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["stages"]["doctor"]["state"] == "done"
+    assert "Numerics of local under dtype=fp16_pure" in caplog.text
+    with pytest.raises(UserError, match="fails: the numbers are first not finite"):
+        run(overflowing, tmp_path / "on", "dtype=fp16_pure", "stages=[doctor,extract]")
+
+
+def test_the_doctor_compares_with_fp32_and_steers_most_strongly(overflowing, tmp_path):
+    folder = run(overflowing, tmp_path, "dtype=fp16", "stages=[doctor]")
+    report = json.loads((folder / "doctor.json").read_text())
+    assert [item["name"] for item in report["passes"]] == ["right", "left", "steered"]
+    assert report["passes"][2]["coefficient"] == 1.2
+    assert report["reference"]["largest"] < 0.02
+
+
+def test_a_sweep_of_the_doctor_ends_in_one_table(overflowing, tmp_path):
+    done = run_cli(
+        "-m",
+        *SMALL[:-1],
+        f"model.path={overflowing}",
+        "dtype=fp16,fp16_pure,bf16",
+        "steering.max_length=16,384",
+        "stages=[doctor]",
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.lstrip().startswith(("fp16", "bf16"))]
+    assert [row[:2] for row in rows] == [
+        [dtype, length] for dtype in ("bf16", "fp16", "fp16_pure") for length in ("16", "384")
+    ]
+    rates = {row[0]: [cell for cell in row if cell in ("0.0", "100.0")] for row in rows}
+    assert rates["fp16"] == rates["bf16"] == ["0.0"] * 3
+    assert rates["fp16_pure"][0] == "100.0"
+    assert not list((tmp_path / ".hydra").rglob("examined")), "a job's note to its sweep is left"
+
+
+def test_only_the_layers_that_are_read_are_loaded(overflowing, tmp_path, loads):
+    run(overflowing, tmp_path, "dtype=bf16", "steering.layers=[1]", "stages=[extract]")
+    assert loads == [2]
+    run(
+        overflowing,
+        tmp_path,
+        "dtype=bf16",
+        "steering.layers=[1]",
+        "stages=[extract,steer]",
+        "steering.controls.envelope=0",
+    )
+    assert loads == [2, None]
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tokenizer):
+    model = build("gemma3")
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    tokenizer.save_pretrained(tmp_path / "nan")
+    done = run_cli(*SMALL, f"model.path={tmp_path / 'nan'}", "dtype=fp16", root=tmp_path / "runs")
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if not line.startswith(("INFO", "WARNING"))]
+    assert "Weight model.layers.2.mlp.up_proj.weight" in said
+    assert "Download or save it again" in said
+
+
+def test_an_unknown_dtype_is_answered_with_those_there_are(tmp_path):
+    done = run_cli("dtype=float8", root=tmp_path)
+    assert done.returncode == 2
+    assert "dtype=float8 is not an option" in done.stderr
+    assert "bf16, fp16, fp16_pure, fp32, int4, int8" in done.stderr
+
+
+def test_the_report_of_a_run_shows_what_was_seen_before_extraction(overflowing, tmp_path):
+    folder = run(
+        overflowing,
+        tmp_path,
+        "dtype=fp16",
+        "data.limit=24",
+        "steering.coefficients=[0.5]",
+        "steering.controls.random=1",
+        "steering.controls.envelope=0",
+        "steering.bank.subsets=2",
+        "generation.max_new_tokens=2",
+        "gauge.passages=2",
+        "baselines.few_shot=0",
+    )
+    numerics = json.loads((folder / "summary.json").read_text())["numerics"]
+    assert numerics["thorough"] is False
+    assert numerics["headroom"]["residual"] < 0
+    assert "Numeric headroom" in (folder / "report.html").read_text()

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 NO_COMMENT = "I have no comment."
+ALL_STYLE = "without these styles nothing is left of the vector"
+"""Why a vector has no row without style."""
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,12 @@ def as_control(direction: StyleDirection, vector: SteeringVector) -> SteeringVec
     return _resized(direction.values, norm, vector)
 
 
-def project_out(vector: SteeringVector, directions: Iterable[StyleDirection]) -> SteeringVector:
+def project_out(vector: SteeringVector, directions: Iterable[StyleDirection]) -> SteeringVector | None:
     """The vector without its part in the span of the directions, scaled back to its length.
 
     Directions that could not be estimated, or that nearly depend on the others, remove nothing. Its `norm` is that of
-    what is left of the vector as it was estimated, so that `norm` over the vector's `norm` is the share that was left.
-
-    Raises:
-        UserError: nothing is left.
+    what is left of the vector as it was estimated, so that `norm` over the vector's `norm` is the share that was left. None
+    if nothing is: then it is a vector of style, or both are of a channel that outweighs all others.
     """
     rows = [item.values / np.linalg.norm(item.values) for item in directions if item.values is not None]
     values = vector.values.astype(np.float64)
@@ -130,12 +128,7 @@ def project_out(vector: SteeringVector, directions: Iterable[StyleDirection]) ->
         basis = axes[singular > _DEPENDENT * singular[0]]  # [span, hidden]
         rest = values - basis.T @ (basis @ values)
     share = float(np.linalg.norm(rest) / np.linalg.norm(values))
-    if share < _NOTHING:
-        raise UserError(
-            f"Without the directions of style nothing is left of the vector at layer {vector.layer} ({share:.1g} of "
-            "its length): it is a vector of style. Type steering.controls.style=false, or other steering.layers."
-        )
-    return _resized(rest, vector.norm * share, vector)
+    return None if share < _NOTHING else _resized(rest, vector.norm * share, vector)
 
 
 def _resized(raw: NDArray[np.float64], norm: float, vector: SteeringVector) -> SteeringVector:

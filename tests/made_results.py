@@ -272,3 +272,113 @@ def undeciding(results: Results, place: int, count: int, scores: tuple[str, ...]
 
 def chosen_place(results: Results) -> int:
     return [row.kind for row in results.rows].index(ConditionKind.CHOSEN)
+
+
+def make_numerics(
+    layers: int = 12,
+    bits: float = 3.0,
+    nan_from: int | None = None,
+    norms: bool = True,
+    thorough: bool = True,
+    dtype: str = "bf16",
+    token: str = "<bos>",
+) -> dict[str, Any]:
+    """A doctor's report: the residual stream leaves `bits` of headroom in fp16 and is largest in the middle; the rest is
+    smaller, the post-norm outputs by one bit and the matrix products by six. Nothing is finite from layer `nan_from` on.
+    """
+
+    def largest(layer: int, below: float) -> float | None:
+        lost = nan_from is not None and layer >= nan_from
+        return None if lost else float(65504 / 2 ** (bits + below + abs(layer - layers // 2)))
+
+    peak = layers // 2 if nan_from is None else min(layers // 2, nan_from - 1)
+
+    def cell(layer: int, below: float, **more: Any) -> dict[str, Any]:
+        value = largest(layer, below)
+        room = None if value is None else float(np.log2(65504 / value))
+        return {"largest": value, "bits_fp16": room} | more
+
+    where = {"token": token, "position": 0, "channel": 443, "bits_bf16": 100.0}
+    where_first = f"the residual add after the MLP of layer {nan_from}"
+    first = {"layer": nan_from, "point": "resid_out", "where": where_first, "text": "q0001 true"}
+    bad = {"bad_texts": 1.0, "bad_real": 0.98} if nan_from is not None else {"bad_texts": 0.0, "bad_real": 0.0}
+    passed = {
+        "coefficient": None,
+        "layer": None,
+        "bad_pad": 0.0,
+        "largest": (largest(peak, 0) or 0.0) if peak >= 0 else 0.0,
+    }
+    passed |= bad | {"first": None if nan_from is None else first | {"position": 3, "token": token}}
+    passes = [{"name": name} | passed for name in ("right", "left")]
+    steered = {"coefficient": 2.1, "layer": 3, "largest": 1.5 * passed["largest"]}
+    passes.append({"name": "steered"} | passed | steered)
+    check = {
+        "name": "handover",
+        "passed": True,
+        "value": 0.0,
+        "bound": 0.0,
+        "meaning": "What a layer puts out, the next receives.",
+    }
+    pads = {
+        "name": "padding_sides",
+        "passed": None,
+        "value": None,
+        "bound": 0.01,
+        "meaning": "Left and right padding agree.",
+    }
+    safe = bits > 1 and nan_from is None
+    unsafe = "The residual stream passes 65504 in layer 6."
+    return {
+        "version": 1,
+        "model": "organism",
+        "outcome": "safe" if safe else "not finite" if nan_from is not None else "no headroom",
+        "policy": {
+            "name": dtype,
+            "weights": "bf16",
+            "residual": "same",
+            "attention": "sdpa",
+            "matmul": "highest",
+            "quantize": "none",
+        },
+        "device": "cpu",
+        "thorough": thorough,
+        "given": 320,
+        "texts": 8 if thorough else 4,
+        "tokens": 311,
+        "longest": 61,
+        "max_length": 48,
+        "too_long": 2,
+        "equal_pairs": 1,
+        "passes": passes if thorough else passes[:1],
+        "layers": [
+            {
+                "layer": layer,
+                "device": "cpu",
+                "residual": cell(layer, 0, **where),
+                "norm": cell(layer, 1) if norms else None,
+                "matmul": cell(layer, 6, point="mlp_act"),
+            }
+            for layer in range(layers)
+        ],
+        "headroom": {
+            "residual": bits - 0.585 * thorough,
+            "norm": bits + 1 if norms else None,
+            "matmul": bits + 6,
+            "weights": 15.2,
+        },
+        "missing_points": [],
+        "policies": [
+            {"name": "fp16_pure", "safe": safe, "bits": bits, "why": "There is room." if safe else unsafe},
+            {"name": "fp16", "safe": True, "bits": bits + 6, "why": "The residual stream is fp32."},
+            {"name": "bf16", "safe": nan_from is None, "bits": 112.0, "why": "Its range is that of fp32."},
+            {"name": "fp32", "safe": None, "bits": None, "why": "Not tried."},
+        ],
+        "checks": [check, pads],
+        "reference": {"layers": [0.004, 0.015], "layers_without_massive": [0.01, 0.06], "largest": 0.015}
+        if thorough
+        else None,
+        "token_sum": {"mean_abs": 170.0, "from_tokens": 385},
+        "context": "A shorter steering.max_length cannot help: the first token of every text overflows.",
+        "verdict": "fp16_pure is safe here, with 3.0 bits to spare." if safe else "fp16_pure overflows on this model.",
+        "overrides": [] if safe else ["dtype=fp16"],
+    }

@@ -11,6 +11,7 @@ from typing import Any
 from truthsteer.evidence import WARNED_ABOVE
 from truthsteer.findings import SIGNIFICANT, bounds, change, controls, differs, named, p_value, points, value
 from truthsteer.multiplicity import holm
+from truthsteer.records import ALL_STYLE
 
 MANY = 0.05
 """Share of answers without a usable verdict, or cut short, above which the reader is warned."""
@@ -36,6 +37,8 @@ def warnings(summary: Json) -> list[str]:
     chosen = [row for row in summary["conditions"] if row["kind"] == "chosen"]
     return [
         *_about_proof(summary),
+        *_about_numerics(summary),
+        *_about_style(summary),
         *_about_verdicts(summary),
         *_about_judges(summary),
         *(warning for row in chosen for warning in _about_controls(summary, row)),
@@ -58,6 +61,18 @@ def _about_proof(summary: Json) -> Iterator[str]:
             names = ", ".join(failed) or "see below"
             fold = proof["fold"]
             yield f"The steering proof failed in fold {fold} ({names}): the numbers may not measure steering."
+
+
+def _about_numerics(summary: Json) -> Iterator[str]:
+    numerics = summary["numerics"]
+    if numerics is not None and numerics["outcome"] in ("not finite", "wrong", "no headroom"):
+        yield f"{numerics['verdict']} See Numerics below, or type stages=[doctor]."
+
+
+def _about_style(summary: Json) -> Iterator[str]:
+    for method, item in summary["selection"].items():
+        if any(row["reason"] == ALL_STYLE for row in item["style"]):
+            yield f"{method}: {ALL_STYLE}, so that the row without them is missing: it may be a vector of style."
 
 
 def _about_verdicts(summary: Json) -> Iterator[str]:
@@ -224,12 +239,7 @@ def _about_power(summary: Json, chosen: list[Json]) -> Iterator[str]:
 
 def _about_data(summary: Json) -> Iterator[str]:
     for pairs in summary["pairs"]:
-        if pairs["dropped"]:
-            lost, first = len(pairs["dropped"]), pairs["dropped"][0]
-            yield (
-                f"{lost} of {lost + pairs['used']} answer pairs were dropped in fold {pairs['fold']}, "
-                f"such as {first['question']}: {first['reason']}."
-            )
+        yield from _about_pairs(pairs)
     if summary["data"].get("leaks"):
         leaks = summary["data"]["leaks"]
         yield f"{leaks} near-duplicate questions stand on both sides of a split, which flatters the results."
@@ -244,6 +254,25 @@ def _about_data(summary: Json) -> Iterator[str]:
         yield f"The data has {problems} {'problem' if problems == 1 else 'problems'}, listed below."
 
 
+def _about_pairs(pairs: Json) -> Iterator[str]:
+    """Answer pairs that were lost, a sentence per cause, and those that were read in part."""
+    made = pairs["used"] + len(pairs["dropped"])
+    by_kind: dict[str, list[Json]] = {}
+    for item in pairs["dropped"]:
+        by_kind.setdefault(item.get("kind", ""), []).append(item)
+    for kind, lost in by_kind.items():
+        rest = ": the vectors rest on shorter texts" if kind == "too_long" else ""
+        yield (
+            f"{len(lost)} of {made} answer pairs were dropped in fold {pairs['fold']}, such as {lost[0]['question']}: "
+            f"{lost[0]['reason']}{rest}."
+        )
+    if pairs.get("truncated"):
+        yield (
+            f"{pairs['truncated']} of {2 * pairs['used']} answers to pairs of fold {pairs['fold']} were read without their "
+            "end: the vectors do not know what was cut. Type a larger steering.max_length."
+        )
+
+
 def _counts(size: int | list[int]) -> list[int]:
     """One per fold."""
     return size if isinstance(size, list) else [size]
@@ -251,9 +280,12 @@ def _counts(size: int | list[int]) -> list[int]:
 
 def record_warnings(record: Json) -> list[str]:
     """Warnings from what a run noted beside its results; they may be missing after a resumed run."""
-    merged = record.get("facts", {}).get("merged_answers")
-    if not merged:
-        return []
+    facts = record.get("facts", {})
+    hardware, merged = facts.get("hardware", ()), facts.get("merged_answers")
+    return [*hardware, *(_merged(merged) if merged else ())]
+
+
+def _merged(merged: int) -> list[str]:
     return [
         f"{merged} answers would have merged with the prompt's last token and were encoded apart; their "
         "log-probabilities may differ slightly from other software's."

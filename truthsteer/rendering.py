@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truthsteer import cautions, figures, findings
+from truthsteer.figures import headroom
 from truthsteer.metrics import HEADLINE
 
 if TYPE_CHECKING:
@@ -149,12 +150,16 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"p": findings.p_value, "flat": _flat, "whole": _whole}
+    environment.filters |= {"amount": headroom.amount, "measure": _measure}
     environment.globals |= {
         "value": findings.value,
         "bounds": findings.bounds,
         "change": findings.change,
         "detectable": findings.detectable,
         "full_name": figures.full_name,
+        "bits": headroom.bits,
+        "headroom": headroom.groups,
+        "first_bad": headroom.first_bad,
     }
     return environment.get_template("report.html.j2")
 
@@ -224,6 +229,13 @@ def _flattened(record: Mapping[str, Any]) -> dict[str, Any]:
             {f"{key} {name}" if name in flat else name: part for name, part in item.items()} if opened else {key: item}
         )
     return {key: item for key, item in flat.items() if key not in _NOT_SHOWN}
+
+
+def _measure(value: Any) -> str:
+    """What a check found, or its bound: a number, yes or no, or a word."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2g}" if isinstance(value, (int, float)) else _flat(value)
 
 
 def _flat(value: Any) -> str:

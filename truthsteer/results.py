@@ -66,6 +66,8 @@ class Results:
     """Answers whose verdict is known."""
     sentinel_verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     """Judge -> one verdict per sentinel, in their order."""
+    numerics: dict[str, Any] | None = None
+    """The doctor's report, or that of the check before extraction (`thorough` false); None if there was neither."""
     record: dict[str, Any] = field(default_factory=dict)
     """Shown on the page and nowhere else: overrides, code, device. `facts.merged_answers` becomes a warning there."""
 

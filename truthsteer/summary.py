@@ -137,6 +137,7 @@ def summarise(results: Results, scores: Sequence[Scores], columns: Columns, seed
         "same_family": reliability.of_the_same_family(config),
         "few_shot": config.get("baselines", {}).get("few_shot", 0),
         "capability_problems": list(results.capability_problems),
+        "numerics": _readable(results.numerics),
         "data": results.data,
     }
     summary = plain(summary)
@@ -289,6 +290,15 @@ def _categories(
             items.sort(key=lambda item: (_LEVELS.index(item["level"]), -item["difference"], item["name"]))
             found[row.method] = items
     return found
+
+
+def _readable(value: Any) -> Any:
+    """A nest of values, every text `visible`: a token can be any bytes."""
+    if isinstance(value, Mapping):
+        return {key: _readable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(item) for item in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def plain(value: Any) -> Any:

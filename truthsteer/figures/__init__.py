@@ -16,14 +16,15 @@ __all__ = ["LABELS", "PALETTE", "Figure", "draw", "full_name", "inline", "label"
 
 
 def draw(summary: dict[str, Any]) -> list[Figure]:
-    """Every figure that the summary has numbers for: dose response, frontier, heat map, categories."""
+    """Every figure that the summary has numbers for: dose response, frontier, heat map, categories, headroom."""
     from truthsteer.figures.categories import categories
     from truthsteer.figures.dose_response import dose_response
     from truthsteer.figures.frontier import frontier
+    from truthsteer.figures.headroom import headroom
     from truthsteer.figures.heat_map import heat_map
 
     with style():
-        drawn = [make(summary) for make in (dose_response, frontier, heat_map, categories)]
+        drawn = [make(summary) for make in (dose_response, frontier, heat_map, categories, headroom)]
     return [figure for figure in drawn if figure is not None]
 
 

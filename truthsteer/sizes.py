@@ -83,7 +83,7 @@ def of_checkpoint(location: str, commit: str | None = None, trust_remote_code: b
             else:
                 model = kind(architecture)
         return of_model(model)
-    except (OSError, ValueError, ImportError, AttributeError):
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, RuntimeError):
         return None
 
 

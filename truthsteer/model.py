@@ -128,7 +128,7 @@ class LanguageModel:
         """Our logits must be the model's own: some architectures scale theirs."""
         ids = torch.arange(1, 5, device=self.device)[None]
         own = self.model(input_ids=ids).logits.float()
-        ours = self.logits(self.forward(ids))
+        ours = self.logits(self.forward(ids)).to(own.device)
         both = torch.isfinite(own) & torch.isfinite(ours)  # numbers that overflow are found elsewhere, and told better
         own, ours = own[both], ours[both]
         if own.numel() and not torch.allclose(ours, own, rtol=0.02, atol=0.02 * float(own.abs().max())):

@@ -90,7 +90,7 @@ def check_weights(model: nn.Module, policy: DtypeConfig, location: str) -> None:
         UserError: a weight was damaged in the file, or passes the largest number of the format.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or not parameter.numel():
+        if not parameter.is_floating_point() or not parameter.numel() or parameter.is_meta:
             continue
         low, high = (float(value) for value in parameter.detach().aminmax())
         if low != low or high != high:

@@ -43,6 +43,7 @@ def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> d
     """
     from truthsteer import doctor
     from truthsteer.extraction import paired
+    from truthsteer.precision import set_precision
 
     steering, lm = ws.config.steering, ws.model
     _, names, branches = paired(questions, ws.prompts(), steering.pairs_per_question)
@@ -64,6 +65,7 @@ def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> d
         count=count,
         name=ws.config.model.name,
     )
+    set_precision(ws.config.dtype)  # the reference was loaded under its own
     if report["predicted"] is not None:
         _remember(ws, report["predicted"]["where"])
     return report

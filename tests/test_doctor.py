@@ -12,10 +12,11 @@ from test_probe import GEMMA, overflowing
 
 from truthsteer import numerics, numerics_text, soundness
 from truthsteer.config import CoefficientUnit, DtypeConfig, Quantize, Residual, Weights
-from truthsteer.doctor import Text, choose, examine, texts_of
+from truthsteer.doctor import choose, examine, texts_of
 from truthsteer.errors import UserError
 from truthsteer.model import LanguageModel
 from truthsteer.pairs import make_pairs
+from truthsteer.passes import Passes, Text, strongest
 from truthsteer.precision import DTYPES, apply
 from truthsteer.prompts import PLAIN, Prompts
 
@@ -134,14 +135,13 @@ def test_steering_alone_can_overflow(texts, tokenizer):
 
 
 def test_steering_is_scaled_as_the_run_scales_it(gemma3, texts):
-    from truthsteer import doctor
     from truthsteer.hooks import capture
 
     rows = [text.ids for text in texts[:4]]
-    run = doctor._Run(gemma3, texts[:4], rows, None)
+    run = Passes(gemma3, texts[:4], rows, None)
     _, _, outputs = run.read(layer=2)
-    made = doctor._strongest(run, outputs, 2, 0.8, CoefficientUnit.residual_norm)
-    raw = doctor._strongest(run, outputs, 2, 0.8, CoefficientUnit.raw)
+    made = strongest(run, outputs, 2, 0.8, CoefficientUnit.residual_norm)
+    raw = strongest(run, outputs, 2, 0.8, CoefficientUnit.raw)
     alone, norms = [], []
     for text in texts[:4]:
         with capture(gemma3, [2]) as taken:
@@ -152,9 +152,9 @@ def test_steering_is_scaled_as_the_run_scales_it(gemma3, texts):
     assert torch.allclose(raw.vector, wanted, rtol=1e-3, atol=1e-4)
     assert float(made.vector.norm()) == pytest.approx(float(torch.cat(norms).mean()), rel=1e-4)
     same = [Text("a", rows[0], 3, "0", True), Text("b", rows[0], 3, "0", False)]
-    equal = doctor._Run(gemma3, same, [rows[0]] * 2, None)
+    equal = Passes(gemma3, same, [rows[0]] * 2, None)
     _, _, outputs = equal.read(layer=2)
-    drawn = doctor._strongest(equal, outputs, 2, 0.8, CoefficientUnit.raw)
+    drawn = strongest(equal, outputs, 2, 0.8, CoefficientUnit.raw)
     assert float(drawn.vector.norm()) > 0, "a random direction where the texts do not differ"
 
 
@@ -413,7 +413,7 @@ def test_sums_over_tokens_are_foretold(texts, tokenizer):
     report = look(lm, texts, thorough=False)  # padded on the right, so that the first token is in column 0
     assert report["token_sum"]["mean_abs"] == pytest.approx(30_000, rel=0.01)
     assert report["token_sum"]["from_tokens"] == 3
-    assert "from 3 tokens on" in "\n".join(numerics_text.lines(report))
+    assert "may overflow from 3 tokens on; truthsteer sums in float32" in "\n".join(numerics_text.lines(report))
 
 
 def test_a_point_that_was_not_read_is_never_called_fine(texts, tokenizer):

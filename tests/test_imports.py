@@ -38,7 +38,7 @@ LAYERS = [
     {"memory"},
     {"fitting"},
     {"probe"},
-    {"soundness", "nonfinite"},
+    {"soundness", "nonfinite", "passes"},
     {"branching", "decoding", "doctor"},
     {"extraction", "scoring"},
     {"judge_model", "neutral"},

@@ -161,10 +161,35 @@ def test_what_to_type():
         assert report["outcome"] == "wrong"
         assert report["overrides"] == [typed]
         assert name in report["verdict"]
-    equal = complete(measured(equal_pairs=2))
-    assert equal["overrides"] == []
-    assert any("2 pairs equal: steering.max_length=40 reads them whole." in line for line in lines(equal))
     assert complete(measured(checks=[check("gpu_copies", None)]))["outcome"] == "safe"
+
+
+def test_what_mends_another_fault_is_no_alternative_to_the_dtype():
+    cut = {"equal_pairs": 2, "longest": 90}
+    longer = {"type": "steering.max_length=90", "why": "pairs equal once cut after 64 tokens: 2; it reads them whole"}
+    alone = complete(measured(**cut))
+    assert (alone["overrides"], alone["besides"]) == ([], [longer])
+    assert lines(alone)[-1] == f"Type {longer['type']}: {longer['why']}."
+    assert complete(measured(equal_pairs=2))["besides"] == [], "nothing was cut: no length makes them differ"
+
+    eager = {"type": "dtype.attention=eager", "why": "padding_finite and padding_sides failed"}
+    padding = [check("padding_finite", False), check("padding_sides", False)]
+    both = complete(measured("fp16_pure", bad=1.0, checks=padding, **cut))
+    assert both["overrides"] == ["dtype=bf16", "dtype=fp16", "dtype=fp32"]
+    assert both["besides"] == [eager, longer]
+    first, second, third = lines(both)[-3:]
+    assert first == "Type dtype=bf16  or  dtype=fp16  or  dtype=fp32"
+    assert second == f"Type also {eager['type']}: {eager['why']}."
+    assert third.startswith("Type also steering.max_length=90: ")
+
+
+def test_the_first_check_that_failed_is_mended_first_and_a_broken_copy_before_any_dtype():
+    wrong = complete(measured(checks=[check("handover", False), check("gpu_copies", False), check("reference", False)]))
+    assert wrong["overrides"] == ["CUDA_VISIBLE_DEVICES=0"]
+    assert wrong["besides"] == [{"type": "dtype=fp32", "why": "reference failed"}]
+    broken = complete(measured("fp16_pure", bad=1.0, checks=[check("gpu_copies", False)]))
+    assert broken["overrides"] == ["CUDA_VISIBLE_DEVICES=0", "dtype=bf16", "dtype=fp16", "dtype=fp32"]
+    assert broken["besides"] == []
 
 
 def test_smaller_coefficients_are_advised_only_if_steering_alone_breaks():
@@ -217,6 +242,10 @@ def test_sums_over_tokens():
     assert found["from_tokens"] == 384
     assert 170.6 * 383 <= FP16_MAX < 170.6 * 384
     assert token_sum(0.0)["from_tokens"] is None
+    one = complete(measured(token_sum=token_sum(1e6)))
+    assert "Tools that sum tokens in fp16 may overflow from the first token on; truthsteer sums in float32." in lines(
+        one
+    )
     assert token_sum(math.inf) == {"mean_abs": None, "from_tokens": None}
 
 

@@ -8,48 +8,23 @@ is plain JSON; `numerics` says what it means. It changes nothing and stores noth
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from truthsteer import soundness
 from truthsteer.config import CoefficientUnit, DtypeConfig, Weights, to_plain
 from truthsteer.errors import UserError
-from truthsteer.hooks import Injection, capture
 from truthsteer.model import LanguageModel
-from truthsteer.numerics import BF16_MAX, FP16_MAX, MASSIVE, bits, complete, context, number, token_sum
+from truthsteer.numerics import BF16_MAX, FP16_MAX, bits, complete, context, number, token_sum
 from truthsteer.operators import Operator
-from truthsteer.points import place
-from truthsteer.probe import probing
+from truthsteer.passes import Passes, Text, compare, strongest
 from truthsteer.prompts import Branch
-from truthsteer.reading import Reading, Spot, cause
+from truthsteer.reading import Reading
 
 PREFLIGHT_TEXTS = 4
 """Texts of a check that is not thorough."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text as extraction reads it.
-
-    Attributes:
-        name: what it says, for people.
-        ids: token ids, question and answer.
-        answer: index of the answer's first token.
-        pair: which (true, false) pair it belongs to.
-        truthful: which of the two it is.
-    """
-
-    name: str
-    ids: tuple[int, ...]
-    answer: int
-    pair: str
-    truthful: bool
 
 
 def texts_of(branches: Sequence[Branch], names: Sequence[str], decode: Callable[[list[int]], str]) -> list[Text]:
@@ -122,7 +97,7 @@ def examine(
     chosen = choose(texts, count if thorough else min(count, PREFLIGHT_TEXTS))
     rows = [text.ids[:max_length] for text in chosen]
     layer = None if injection_at is None or not thorough else injection_at[0]
-    run = _Run(lm, chosen, rows, operator)
+    run = Passes(lm, chosen, rows, operator)
     right, hidden, taken = run.read(layer=layer)
     passes = [run.summary("right", right)]
     readings = [right]
@@ -134,14 +109,14 @@ def examine(
         passes.append(run.summary("left", left))
         checks.append(soundness.padding_sides(right, left, hidden, other, policy))
     checks.append(soundness.padding_finite(readings))
-    injection = None if injection_at is None or taken is None else _strongest(run, taken, *injection_at)
+    injection = None if injection_at is None or taken is None else strongest(run, taken, *injection_at)
     if injection is not None:
         steered, _, _ = run.read(injection=injection)
         readings.append(steered)
         passes.append(run.summary("steered", steered, injection))
     compared = None
     if reference is not None and thorough and not bool((right.bad & right.real).any()):
-        compared = _compare(lm, rows, reference)
+        compared = compare(lm, rows, reference)
         checks.append(soundness.reference(compared, policy))
     return complete(
         {
@@ -175,63 +150,7 @@ def examine(
     )
 
 
-class _Run:
-    """The chosen texts, ready to be passed through the model in several ways."""
-
-    def __init__(
-        self, lm: LanguageModel, texts: Sequence[Text], rows: Sequence[tuple[int, ...]], operator: Operator | None
-    ) -> None:
-        self.lm, self.texts, self.rows, self.operator = lm, texts, rows, operator
-
-    def read(
-        self, left: bool = False, injection: Injection | None = None, layer: int | None = None
-    ) -> tuple[Reading, Tensor, Tensor | None]:
-        """A pass: what was read, the final hidden states, and the output of `layer` if one is given."""
-        ids, mask = self.lm.pad(self.rows, left)
-        with ExitStack() as stack:
-            probe = stack.enter_context(probing(self.lm, mask, injection, self.operator))
-            taken = {} if layer is None else stack.enter_context(capture(self.lm, [layer]))
-            hidden = self.lm.forward(ids, mask=mask if left else None)
-            assert hidden is not None
-            return probe.reading(), hidden, None if layer is None else taken[layer]
-
-    def token(self, row: int, position: int) -> str:
-        return str(self.lm.tokenizer.decode([self.rows[row][position]]))
-
-    def describe(self, reading: Reading, spot: Spot | None, layer: int | None = None) -> dict[str, Any] | None:
-        """A spot for people; position -1 is padding."""
-        if spot is None:
-            return None
-        real = bool(reading.real[spot.row, spot.column])
-        position = spot.column - int(reading.real[spot.row].int().argmax()) if real else -1
-        return {
-            "layer": spot.point.layer,
-            "point": spot.point.name,
-            "where": place(spot.point.name, spot.point.layer, steered=spot.point.layer == layer),
-            "text": self.texts[spot.row].name,
-            "position": position,
-            "token": self.token(spot.row, position) if real else "<padding>",
-            "largest": number(spot.value),
-            "cause": cause(spot),
-        }
-
-    def summary(self, name: str, reading: Reading, injection: Injection | None = None) -> dict[str, Any]:
-        """One pass of the report."""
-        bad, real = reading.bad.any(0), reading.real
-        layer = None if injection is None else injection.layer
-        return {
-            "name": name,
-            "coefficient": None if injection is None else injection.coefficient,
-            "layer": layer,
-            "bad_texts": float((bad & real).any(1).float().mean()),
-            "bad_real": float((bad & real).sum() / real.sum()),
-            "bad_pad": None if bool(real.all()) else float((bad & ~real).sum() / (~real).sum()),
-            "largest": reading.of("residual")[0] or None,
-            "first": self.describe(reading, reading.first(), layer),
-        }
-
-
-def _layers(run: _Run, reading: Reading) -> list[dict[str, Any]]:
+def _layers(run: Passes, reading: Reading) -> list[dict[str, Any]]:
     """Each layer's largest numbers, finite ones only."""
     found = []
     for layer in range(run.lm.num_layers):
@@ -291,7 +210,7 @@ def _per_token(reading: Reading) -> float:
     return float(reading.largest[outs][:, later].mean(1).max())  # of [layers, tokens]
 
 
-def _predicted(run: _Run, reading: Reading, policy: DtypeConfig) -> dict[str, Any] | None:
+def _predicted(run: Passes, reading: Reading, policy: DtypeConfig) -> dict[str, Any] | None:
     """Where fp16 throughout is passed first, or was: not what a damaged weight or a broken copy made."""
     spot = reading.first(FP16_MAX, pads=False)
     if spot is None or reading.altered or spot.value != spot.value:
@@ -300,7 +219,7 @@ def _predicted(run: _Run, reading: Reading, policy: DtypeConfig) -> dict[str, An
     return None if infinite else run.describe(reading, spot)
 
 
-def _context(run: _Run, reading: Reading) -> str:
+def _context(run: Passes, reading: Reading) -> str:
     offending = reading.offending()
     firsts = [(min(tokens), row) for row, tokens in enumerate(offending) if tokens]
     words = run.token(min(firsts)[1], min(firsts)[0]) if firsts else ""
@@ -314,67 +233,3 @@ def _equal_pairs(texts: Sequence[Text], max_length: int) -> int:
     for text in texts:
         cut.setdefault(text.pair, []).append(text.ids[:max_length])
     return sum(len(pair) > 1 and len(set(pair)) == 1 for pair in cut.values())
-
-
-def _strongest(run: _Run, outputs: Tensor, layer: int, coefficient: float, unit: CoefficientUnit) -> Injection | None:
-    """The difference of true and false texts at their last token, scaled as the run would scale its own vector.
-
-    A random direction where they do not differ; None where no text is finite at the layer, or all is zero.
-    """
-    run.lm.check_layer(layer)
-    rows = range(len(run.rows))
-    values = [outputs[row, : len(run.rows[row])].cpu().double() for row in rows]  # [tokens, hidden]
-    usable = [row for row in rows if bool(torch.isfinite(values[row]).all())]
-    if not usable:
-        return None
-    answers = [values[row][min(run.texts[row].answer, len(values[row]) - 1) :] for row in usable]
-    norm = float(torch.cat(answers).norm(dim=-1).mean())
-    if norm == 0:
-        return None
-    last = {row: values[row][-1] for row in usable}
-    true = [last[row] for row in usable if run.texts[row].truthful]
-    false = [last[row] for row in usable if not run.texts[row].truthful]
-    raw = (
-        torch.stack(true).mean(0) - torch.stack(false).mean(0) if true and false else torch.zeros_like(last[usable[0]])
-    )
-    if float(raw.norm()) <= 1e-9 * norm:
-        raw = torch.randn(len(raw), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        raw *= norm / raw.norm()
-    scale = norm / float(raw.norm()) if unit is CoefficientUnit.residual_norm else 1.0
-    return Injection(layer, (raw * scale).float(), coefficient)
-
-
-def _compare(
-    lm: LanguageModel, rows: Sequence[tuple[int, ...]], reference: Callable[[], LanguageModel]
-) -> dict[str, Any]:
-    """Relative error of every layer's output at real tokens of the two shortest texts, against another model's."""
-    shortest = sorted(rows, key=len)[:2]
-    own = _outputs(lm, shortest)
-    exact = reference()
-    wanted = _outputs(exact, shortest)
-    del exact
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    whole, rest = [], []
-    for found, right in zip(own, wanted, strict=True):
-        massive = right.abs().amax(0).topk(min(MASSIVE, right.shape[1] - 1)).indices
-        keep = torch.ones(right.shape[1], dtype=torch.bool)
-        keep[massive] = False
-        whole.append(number(_relative(found, right)))
-        rest.append(number(_relative(found[:, keep], right[:, keep])))
-    largest = None if None in whole else max(value for value in whole if value is not None)
-    return {"layers": whole, "layers_without_massive": rest, "largest": largest}
-
-
-def _outputs(lm: LanguageModel, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Each layer's output at real tokens, [tokens, hidden] float64."""
-    ids, mask = lm.pad(rows)
-    with capture(lm, range(lm.num_layers)) as taken:
-        lm.forward(ids)
-        real = mask.bool()
-        return [taken[layer][real.to(taken[layer].device)].cpu().double() for layer in range(lm.num_layers)]
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))

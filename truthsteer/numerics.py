@@ -50,7 +50,10 @@ def number(value: float | None) -> float | None:
 
 
 def token_sum(mean_abs: float) -> dict[str, Any]:
-    """From how many tokens on a sum over tokens would pass fp16's largest number, at `mean_abs` per token."""
+    """From how many tokens on a sum over tokens may pass fp16's largest number, at `mean_abs` per token.
+
+    It is the earliest: signs that differ, and largest channels that are not the same, put it off.
+    """
     found = math.floor(FP16_MAX / mean_abs) + 1 if mean_abs > 0 and math.isfinite(mean_abs) else None
     return {"mean_abs": number(mean_abs), "from_tokens": found}
 
@@ -90,6 +93,7 @@ def complete(measured: Mapping[str, Any]) -> dict[str, Any]:
     report["outcome"] = _outcome(report)
     report["verdict"] = _verdict(report)
     report["overrides"] = _overrides(report)
+    report["besides"] = _besides(report)
     return report
 
 
@@ -189,25 +193,47 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 
 def _overrides(report: Mapping[str, Any]) -> list[str]:
-    """What to type instead: alternatives for a dtype that fails, and the remedy of each check that does."""
-    typed: list[str] = []
+    """What to type instead, one or another: whatever mends what the verdict names. Nothing for a safe run."""
+    remedies = _remedies(report)
+    if report["outcome"] == "wrong":
+        return [item["type"] for item in remedies[:1]]
+    if report["outcome"] not in ("not finite", "no headroom"):
+        return []
+    # What a broken copy delivers is in nobody's format: that remedy comes before any dtype.
+    typed = [item["type"] for item in remedies if item["type"] == _ONE_GPU]
     own, found = own_policy(report["policy"]), by_name(report)
-    if report["outcome"] in ("not finite", "no headroom"):
-        order = ("bf16", "fp16", "fp32") if report["bf16_native"] else ("fp16", "fp32")
-        better = [name for name in order if name != own and found[name]["safe"]]
-        unknown = [name for name in order if name != own and found[name]["safe"] is None]
-        typed += [f"dtype={name}" for name in better or unknown]
-        steered = [item for item in report["passes"] if item["name"] == "steered" and item["bad_real"]]
-        if steered and not any(item["bad_real"] for item in report["passes"] if item["name"] != "steered"):
-            typed.append(f"steering.coefficients=[{steered[0]['coefficient'] / 4:g},{steered[0]['coefficient'] / 2:g}]")
-    failed = {check["name"] for check in report["checks"] if check["passed"] is False}
-    if failed & {"handover", "gpu_copies"}:
-        typed.append("CUDA_VISIBLE_DEVICES=0")
-    if failed & {"padding_finite", "padding_sides"} and report["policy"]["attention"] != "eager":
-        typed.append("dtype.attention=eager")
-    if "reference" in failed and "dtype=fp32" not in typed:
-        typed.append("dtype=fp32")
+    order = ("bf16", "fp16", "fp32") if report["bf16_native"] else ("fp16", "fp32")
+    better = [name for name in order if name != own and found[name]["safe"]]
+    unknown = [name for name in order if name != own and found[name]["safe"] is None]
+    typed += [f"dtype={name}" for name in better or unknown]
+    steered = [item for item in report["passes"] if item["name"] == "steered" and item["bad_real"]]
+    if steered and not any(item["bad_real"] for item in report["passes"] if item["name"] != "steered"):
+        typed.append(f"steering.coefficients=[{steered[0]['coefficient'] / 4:g},{steered[0]['coefficient'] / 2:g}]")
     return typed
+
+
+def _besides(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What to type as well, each with the fault that it mends: those that no alternative of `overrides` does."""
+    found = [item for item in _remedies(report) if item["type"] not in report["overrides"]]
+    if report["equal_pairs"] and report["longest"] > report["max_length"]:
+        why = f"pairs equal once cut after {report['max_length']} tokens: {report['equal_pairs']}; it reads them whole"
+        found.append({"type": f"steering.max_length={report['longest']}", "why": why})
+    return found
+
+
+_ONE_GPU = "CUDA_VISIBLE_DEVICES=0"
+
+
+def _remedies(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The remedy of each check that failed, if it has one, and the check."""
+    typed = {"handover": _ONE_GPU, "gpu_copies": _ONE_GPU, "reference": "dtype=fp32"}
+    if report["policy"]["attention"] != "eager":
+        typed |= dict.fromkeys(("padding_finite", "padding_sides"), "dtype.attention=eager")
+    failed = [check["name"] for check in report["checks"] if check["passed"] is False and check["name"] in typed]
+    return [
+        {"type": remedy, "why": f"{' and '.join(name for name in failed if typed[name] == remedy)} failed"}
+        for remedy in dict.fromkeys(typed[name] for name in failed)
+    ]
 
 
 def shown(value: float | None) -> str:

@@ -64,7 +64,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         report["verdict"],
         f"{report['texts']} of {report['given']} texts read, {report['tokens']} tokens. steering.max_length="
         f"{report['max_length']} cuts {report['too_long']} (the longest has {report['longest']}) and makes "
-        f"{report['equal_pairs']} pairs equal{_whole(report)}.",
+        f"{report['equal_pairs']} pairs equal.",
         "pass             not finite: texts   tokens     pads   largest  first at",
     ]
     found += [_pass_line(item) for item in report["passes"]]
@@ -82,16 +82,15 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     start = report["token_sum"]["from_tokens"]
     if start is not None:
         tokens = "the first token" if start == 1 else f"{start} tokens"
-        found.append(f"Tools that sum tokens in fp16 overflow from {tokens} on; truthsteer sums in float32.")
+        found.append(f"Tools that sum tokens in fp16 may overflow from {tokens} on; truthsteer sums in float32.")
     if report["missing_points"]:
         found.append(f"Not measured, since the model has no such module: {', '.join(report['missing_points'])}.")
     if report["overrides"]:
         found.append("Type " + "  or  ".join(report["overrides"]))
+    found += [
+        f"Type {'also ' if report['overrides'] else ''}{item['type']}: {item['why']}." for item in report["besides"]
+    ]
     return found
-
-
-def _whole(report: Mapping[str, Any]) -> str:
-    return f": steering.max_length={report['longest']} reads them whole" if report["equal_pairs"] else ""
 
 
 _WORDS = {True: "yes", False: "no", None: "unknown"}

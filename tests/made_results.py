@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from truthsteer.activations import Loss
 from truthsteer.config import FEW_SHOT
 from truthsteer.judges.reference import Reference
 from truthsteer.records import (
@@ -124,12 +126,24 @@ def make_bank(fold: int, methods: tuple[str, ...], **changes: object) -> dict:
     bank = {
         "fold": fold,
         "residual_norm": [6.0] * 5,
-        "pairs": {"used": 190, "abstentions_skipped": 5, "dropped": []},
+        "pairs": made_pairs(),
         "methods": dict.fromkeys(methods, method),
         "proof": {"passed": True, "checks": [check]},
         "conditions": [],
     }
     return bank | changes
+
+
+def made_pairs(*dropped: Mapping[str, str], truncated: int = 0) -> dict[str, Any]:
+    """What a bank says of its answer pairs; `dropped` of question, reason and kind."""
+    lost = {kind.value: sum(item["kind"] == kind.value for item in dropped) for kind in Loss}
+    return {
+        "used": 190,
+        "truncated": truncated,
+        "abstentions_skipped": 5,
+        "dropped": [{"pair": f"{item['question']}.0", **item} for item in dropped],
+        "lost": lost,
+    }
 
 
 def make_results(
@@ -381,4 +395,5 @@ def make_numerics(
         "context": "A shorter steering.max_length cannot help: the first token of every text overflows.",
         "verdict": "fp16_pure is safe here, with 3.0 bits to spare." if safe else "fp16_pure overflows on this model.",
         "overrides": [] if safe else ["dtype=fp16"],
+        "besides": [],
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 from made_results import complete, make_results
 
 from truthsteer import cautions, metrics
-from truthsteer.records import Verdict
+from truthsteer.records import ALL_STYLE, Verdict
 from truthsteer.results import Results
+from truthsteer.stages import report
 from truthsteer.summary import scores_of, summarise
 
 CHOSEN, STYLE, WITHOUT = "mean_diff@+0.7", "mean_diff style_negation", "mean_diff without_negation"
@@ -55,6 +57,38 @@ def controls(summary: dict[str, Any]) -> list[str]:
 
 def test_a_run_that_is_in_order_is_not_warned_of(summary):
     assert cautions.warnings(summary) == []
+
+
+# --------------------------------------------------------------------------------------------------- numerics
+
+
+@pytest.mark.parametrize(
+    ("outcome", "warned"),
+    [("not finite", True), ("wrong", True), ("no headroom", True), ("safe", False), ("unknown", False)],
+)
+def test_numbers_that_cannot_be_trusted_are_warned_of(summary, outcome, warned):
+    summary["numerics"] = {"outcome": outcome, "verdict": "dtype=fp16_pure fails at layer 6."}
+    said = ["dtype=fp16_pure fails at layer 6. See Numerics below, or type stages=[doctor]."]
+    assert cautions.warnings(summary) == (said if warned else [])
+
+
+def test_what_the_hardware_lacks_is_warned_of_on_a_page_that_is_otherwise_calm(tmp_path, monkeypatch):
+    monkeypatch.setattr(cautions, "warnings", lambda summary: [])
+    monkeypatch.setattr(report.figures, "draw", lambda summary: [])
+    results, calm, slow = make_results(n=8), "No warning applies", "This GPU only emulates bf16."
+    for facts, there, gone in (({}, calm, slow), ({"hardware": [slow]}, slow, calm)):
+        report.run(dataclasses.replace(results, record=results.record | {"facts": facts}), tmp_path, seed=1)
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert there in page
+        assert gone not in page
+
+
+def test_a_vector_of_which_style_leaves_nothing_is_warned_of(summary):
+    [row] = [row for row in summary["selection"]["mean_diff"]["style"] if row["style"] == "negation"]
+    row["reason"] = ALL_STYLE
+    assert cautions.warnings(summary) == [
+        f"mean_diff: {ALL_STYLE}, so that the row without them is missing: it may be a vector of style."
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- rivals

@@ -29,6 +29,7 @@ from truthsteer.model import LanguageModel
 from truthsteer.numerics_text import lines
 from truthsteer.pipeline import run
 from truthsteer.prompts import PLAIN, Prompts
+from truthsteer.records import ALL_STYLE
 from truthsteer.scoring import score
 
 QUICK = (
@@ -130,6 +131,17 @@ def test_a_family_goes_through_every_stage(family, dtype, runs):
     for name, vector in finished.bank.items():
         assert torch.isfinite(vector).all(), name
         assert vector.dtype == torch.float32, name
+
+
+def test_a_control_of_which_nothing_is_left_is_skipped_with_its_reason(runs):
+    """One massive channel outweighs all others, in the vector and in the directions of style alike."""
+    finished = runs(LARGE, "fp16")
+    assert not [name for name in finished.rows if " without_" in name]
+    told = [row for row in finished.summary["selection"]["mean_diff"]["style"] if row["cosine"] is not None]
+    assert told
+    assert {row["reason"] for row in told} == {ALL_STYLE}
+    assert any(ALL_STYLE in warning for warning in finished.summary["warnings"])
+    assert [name for name in runs("gemma3_multimodal", "fp16").rows if " without_" in name]
 
 
 @pytest.mark.parametrize("family", ["gemma3_multimodal", "qwen2", LARGE])

@@ -98,8 +98,20 @@ def test_the_section_says_what_was_read_and_checked(write):
     assert "longest text 61 tokens longer than steering.max_length=48 texts: 2; pairs of equal texts once they" in text
     assert "cannot help: the first token of every text overflows." in text
     assert "off by at most 1.5%; 6% without the few largest channels" in text
-    assert "overflow from 385 tokens on in tools that make them; truthsteer sums in float32" in text
+    assert "may overflow from 385 tokens on in tools that make them; truthsteer sums in float32" in text
     assert "short check" not in text
+
+
+def test_what_mends_another_fault_stands_apart_from_the_alternatives(write):
+    numerics = make_numerics(bits=-3)
+    numerics["overrides"] = ["dtype=bf16", "dtype=fp16"]
+    numerics["besides"] = [{"type": "steering.max_length=61", "why": "2 pairs are equal"}]
+    assert (
+        "What to type: dtype=bf16 or dtype=fp16 What to type as well: steering.max_length=61 (2 pairs are equal)"
+        in (write(numerics).numerics)
+    )
+    numerics["overrides"] = []
+    assert "What to type: steering.max_length=61 (2 pairs are equal)" in write(numerics).numerics
 
 
 def test_points_that_were_not_seen_are_named(write):
@@ -269,9 +281,10 @@ def test_a_hostile_token_stays_text(write, tmp_path):
     numerics["verdict"] = numerics["context"] = numerics["passes"][0]["first"]["where"] = HOSTILE
     numerics["policies"][0]["why"] = numerics["checks"][0]["meaning"] = HOSTILE
     numerics["overrides"], numerics["missing_points"] = [HOSTILE], [HOSTILE]
+    numerics["besides"] = [{"type": HOSTILE, "why": HOSTILE}]
     page = write(numerics)
     assert "script" not in page.tags
-    assert page.numerics.count("{{ 7 * 7 }}") >= 7
+    assert page.numerics.count("{{ 7 * 7 }}") >= 9
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "\x00" not in text
     shown = "".join(ElementTree.parse(tmp_path / "figures" / "headroom.svg").getroot().itertext())

@@ -24,6 +24,7 @@ from made_results import (
     chosen_place,
     complete,
     judged,
+    made_pairs,
     make_bank,
     make_results,
     undeciding,
@@ -416,7 +417,7 @@ def hostile(results: Results) -> Results:
         make_bank(
             0,
             ("mean_diff",),
-            pairs={"used": 9, "abstentions_skipped": 0, "dropped": [{"question": bad, "reason": bad}]},
+            pairs=made_pairs({"question": bad, "reason": bad, "kind": "not_finite"}),
         ),
     )
     return answering(
@@ -724,11 +725,7 @@ def failed_proof(results: Results) -> Results:
 
 
 def dropped_pairs(results: Results) -> Results:
-    pairs = {
-        "used": 190,
-        "abstentions_skipped": 0,
-        "dropped": [{"question": "q0001", "reason": "not finite at layer 3"}],
-    }
+    pairs = made_pairs({"question": "q0001", "reason": "not finite at layer 3", "kind": "not_finite"})
     return dataclasses.replace(results, banks=(make_bank(0, ("mean_diff",), pairs=pairs),))
 
 

@@ -259,14 +259,14 @@ def _about_pairs(pairs: Json) -> Iterator[str]:
     made = pairs["used"] + len(pairs["dropped"])
     by_kind: dict[str, list[Json]] = {}
     for item in pairs["dropped"]:
-        by_kind.setdefault(item.get("kind", ""), []).append(item)
+        by_kind.setdefault(item["kind"], []).append(item)
     for kind, lost in by_kind.items():
         rest = ": the vectors rest on shorter texts" if kind == "too_long" else ""
         yield (
             f"{len(lost)} of {made} answer pairs were dropped in fold {pairs['fold']}, such as {lost[0]['question']}: "
             f"{lost[0]['reason']}{rest}."
         )
-    if pairs.get("truncated"):
+    if pairs["truncated"]:
         yield (
             f"{pairs['truncated']} of {2 * pairs['used']} answers to pairs of fold {pairs['fold']} were read without their "
             "end: the vectors do not know what was cut. Type a larger steering.max_length."

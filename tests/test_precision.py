@@ -66,6 +66,21 @@ def test_fp16_holds_a_residual_stream_that_fp16_cannot(family, tokenizer):
     assert not torch.isfinite(residual(model_of(family, tokenizer, FP16_PURE))).all()
 
 
+@pytest.mark.parametrize("family", BLOWN_UP)
+def test_the_embedding_is_scaled_in_float32(family, tokenizer):
+    """A row that fp16 holds, and whose scaled one it does not."""
+    models = [blow_up(build(family), weight=1.0) for _ in range(2)]
+    for model, policy in zip(models, (FP32, FP16), strict=True):
+        with torch.no_grad():
+            model.get_input_embeddings().weight[IDS[0, 5]] = 30_000.0
+        model.to(DTYPES[policy.weights])
+        apply(model, policy)
+    wanted, found = (residual(LanguageModel(model, tokenizer)) for model in models)
+    assert wanted[0].abs().max() > 65504
+    assert torch.isfinite(found).all()
+    assert relative(found[0], wanted[0]) < 0.001
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("policy", [FP16, BF16], ids=lambda policy: policy.name)
 def test_generation_is_finite_and_follows_fp32_as_far_as_it_rounds(family, policy, tokenizer):
@@ -77,8 +92,9 @@ def test_generation_is_finite_and_follows_fp32_as_far_as_it_rounds(family, polic
     assert relative(steps[found], steps[reference]) < (0.02 if policy is FP16 else 0.15)
     requests = [Request(tuple(IDS[0].tolist()), 1), Request(tuple(IDS[1, :9].tolist()), 1)]
     config = GenerationConfig(max_new_tokens=4)
-    for _, answers in decode(found, requests, [None, added], config=config, stop=()):
-        assert len(answers) == 2
+    batches = decode(found, requests, [None, added], config=config, stop=())
+    answers = [answer for _, batch in batches for _, answer in batch]
+    assert [answer.tokens > 0 for answer in answers] == [True, True]
 
 
 def decoded_logits(lm: LanguageModel, added: Injection) -> torch.Tensor:

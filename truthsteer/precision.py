@@ -110,8 +110,8 @@ def check_weights(model: nn.Module, policy: DtypeConfig, location: str) -> None:
 def keep_residual_fp32(model: Any, weights: torch.dtype = torch.float16) -> None:
     """16-bit weights and matrix products on a float32 residual stream, for good, by hooks alone.
 
-    The embedding's output and each sublayer's output become float32, so that norms and residual adds run in float32;
-    every linear layer casts its input to `weights`; a value too large for it becomes infinite and is counted as any other
+    The embedding's output and each sublayer's output become float32, so that the embedding's scale (Gemma 2 and 3), norms
+    and residual adds run in float32; every linear layer casts its input to `weights`; a value too large for it becomes infinite and is counted as any other
     non-finite value, never clamped. Keys and values stay in `weights`. Gradients pass through.
 
     Raises:
@@ -132,6 +132,7 @@ def keep_residual_fp32(model: Any, weights: torch.dtype = torch.float16) -> None
         return _cast(output, torch.float32)
 
     decoder.embed_tokens.register_forward_hook(raise_)
+    _scale_afterwards(decoder.embed_tokens)
     # Queries and keys are rotated in the format of the values, or attention would see two formats.
     decoder.rotary_emb.register_forward_hook(lambda _module, _inputs, output: _cast(output, weights))
     for name, module in decoder.named_modules():
@@ -140,6 +141,14 @@ def keep_residual_fp32(model: Any, weights: torch.dtype = torch.float16) -> None
             if name.rsplit(".", 1)[-1] in ("o_proj", "down_proj"):
                 module.register_forward_hook(raise_)
     model.get_output_embeddings().register_forward_pre_hook(lower)
+
+
+def _scale_afterwards(embedding: Any) -> None:
+    """Multiply the embedding by its scale, where it has one, in the format that its output has by then."""
+    if hasattr(embedding, "scalar_embed_scale"):
+        scale = float(embedding.scalar_embed_scale)
+        embedding.embed_scale.fill_(1.0)
+        embedding.register_forward_hook(lambda _module, _inputs, output: output * scale)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -111,8 +111,9 @@ def keep_residual_fp32(model: Any, weights: torch.dtype = torch.float16) -> None
     """16-bit weights and matrix products on a float32 residual stream, for good, by hooks alone.
 
     The embedding's output and each sublayer's output become float32, so that the embedding's scale (Gemma 2 and 3), norms
-    and residual adds run in float32; every linear layer casts its input to `weights`; a value too large for it becomes infinite and is counted as any other
-    non-finite value, never clamped. Keys and values stay in `weights`. Gradients pass through.
+    and residual adds run in float32; every linear layer casts its input to `weights`. A value too large for it becomes
+    infinite and is counted as any other non-finite value, never clamped. Keys and values stay in `weights`. Gradients pass
+    through.
 
     Raises:
         UserError: the model is not built as Gemma, Qwen or Llama are.

@@ -343,7 +343,6 @@ def make_numerics(
     safe = bits > 1 and nan_from is None
     unsafe = "The residual stream passes 65504 in layer 6."
     return {
-        "version": 1,
         "model": "organism",
         "outcome": "safe" if safe else "not finite" if nan_from is not None else "no headroom",
         "policy": {

@@ -169,6 +169,7 @@ def late(texts: list[Text], position: int) -> list[Text]:
 @pytest.mark.parametrize("policy", [FP32, FP16_PURE], ids=lambda policy: policy.name)
 def test_a_late_token_that_overflows_is_the_only_case_where_cutting_helps(policy, texts, tokenizer):
     model = build("gemma3")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # or its logits would overflow everywhere
     model.get_decoder().embed_tokens.weight.data[900] = 6e4 if policy is FP16_PURE else 2e4
     given = late(texts, 15)
     report = look(under(policy, model, tokenizer), given, policy)
@@ -421,6 +422,45 @@ def test_a_point_that_was_not_read_is_never_called_fine(texts, tokenizer):
     for layer in lm.layers:
         layer.mlp.forward = lambda x: x * 0.5
     report = look(lm, texts)
-    assert report["missing_points"] == ["mlp_act"]
+    assert report["missing_points"] == ["mlp_act", "mlp_gate", "mlp_up"]
     assert safe(report) == {"fp16_pure": None, "fp16": None, "bf16": True, "fp32": True}
     assert "mlp_act" in "\n".join(numerics_text.lines(report))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2"])
+def test_a_factor_that_overflows_is_foretold_although_the_product_is_small(family, texts, tokenizer):
+    """Of a gated MLP: 0 times 4e5 is 0, and 0 times infinity is not."""
+    model = build(family)
+    with torch.no_grad():
+        mlp = model.get_decoder().layers[1].mlp
+        mlp.gate_proj.weight[5] = 0.0
+        mlp.up_proj.weight[5] *= 4e5
+    report = look(LanguageModel(model, tokenizer), texts)
+    assert report["largest"]["matmul"] > 65504
+    assert safe(report) == {"fp16_pure": False, "fp16": False, "bf16": True, "fp32": True}
+    broken = look(under(FP16, model, tokenizer), texts, FP16)
+    assert broken["passes"][0]["first"]["point"] == "mlp_up"
+
+
+def test_logits_that_overflow_are_foretold(texts, tokenizer):
+    model = build("qwen2")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 4e5)
+    report = look(LanguageModel(model, tokenizer), texts)
+    assert safe(report) == {"fp16_pure": False, "fp16": False, "bf16": True, "fp32": True}
+    broken = look(under(FP16, model, tokenizer), texts, FP16)
+    assert broken["verdict"].startswith("dtype=fp16 fails: the numbers are first not finite at the logits ")
+
+
+def test_scores_of_eager_attention_are_bounded_and_never_blamed(texts, tokenizer):
+    """They are products in fp16 there; other implementations sum them in float32."""
+    safe_by = {}
+    for attention in ("sdpa", "eager"):
+        model = build("qwen2")
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            for name in ("q_proj", "k_proj"):
+                model.model.layers[2].self_attn.get_submodule(name).weight.mul_(60)
+        report = look(LanguageModel(model, tokenizer), texts)
+        safe_by[attention] = safe(report)["fp16"]
+        assert report["predicted"] is None, "a bound is no measurement"
+    assert safe_by == {"sdpa": True, "eager": None}

@@ -24,6 +24,7 @@ def measured(
     norm: float | None = 50.0,
     matmul: float | None = 20.0,
     weights: float | None = 2.0,
+    scores: float | None = None,
     bad: float = 0.0,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def measured(
         "bf16": ("bf16", "same"),
         "fp32": ("fp32", "same"),
     }
-    largest = {"residual": residual, "norm": norm, "matmul": matmul, "weights": weights}
+    largest = {"residual": residual, "norm": norm, "matmul": matmul, "scores": scores, "weights": weights}
     spot = {
         "layer": 1, "point": "resid_out", "where": "the residual add after the MLP of layer 1", "text": "What? It.",
         "position": 0, "token": "<bos>", "largest": None if bad else residual, "cause": "",
@@ -43,7 +44,7 @@ def measured(
     stream = {"largest": residual, "token": "<bos>", "position": 0, "channel": 3}
     stream |= {"bits_fp16": bits(residual), "bits_bf16": bits(residual, numerics.BF16_MAX)}
     return {
-        "version": 1, "model": "m", "device": "cpu", "bf16_native": True, "thorough": True,
+        "model": "m", "device": "cpu", "bf16_native": True, "thorough": True,
         "policy": {
             "name": policy, "weights": kinds[policy][0], "residual": kinds[policy][1], "attention": "sdpa",
             "matmul": "highest", "quantize": "none",
@@ -145,6 +146,14 @@ def test_what_was_not_measured_is_not_called_safe():
     nothing = complete(measured(residual=None, norm=None, matmul=None))
     assert set(safe(nothing).values()) == {None}
     assert nothing["outcome"] == "unknown"
+    assert safe(complete(measured(scores=5e4))) == {"fp16_pure": None, "fp16": None, "bf16": True, "fp32": True}
+
+
+def test_a_short_check_promises_no_more_than_it_saw():
+    assert complete(measured())["verdict"].startswith("dtype=bf16 is safe: ")
+    assert complete(measured(thorough=False))["verdict"].startswith(
+        "dtype=bf16 holds, as far as the short check goes: "
+    )
 
 
 def test_what_to_type():

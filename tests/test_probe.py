@@ -62,6 +62,8 @@ def test_every_point_of_every_family_is_read_and_is_what_the_model_computes(tiny
     for layer in range(tiny.num_layers):
         names = {point.name for point in reading.points if point.layer == layer}
         assert {"attn_in", "q", "k", "v", "attn_ctx", "attn_out", "resid_mid", "mlp_in", "mlp_act", "mlp_out"} < names
+        assert {"mlp_gate", "mlp_up"} < names
+        assert ({"q_normed", "k_normed"} < names) == hasattr(tiny.layers[0].self_attn, "q_norm")
         assert ("mlp_normed" in names) == hasattr(tiny.layers[0], "post_feedforward_layernorm")
         index = next(i for i, p in enumerate(reading.points) if (p.layer, p.name) == (layer, "resid_out"))
         assert torch.equal(reading.largest[index], taken[layer].abs().amax(-1))
@@ -123,7 +125,7 @@ def test_nothing_is_said_of_finite_numbers(tiny):
         ("layers.2.self_attn.q_proj", "the queries of layer 2"),
         ("layers.2.self_attn.v_proj", "the values of layer 2"),
         ("layers.2.self_attn.o_proj", "the output projection of attention of layer 2"),
-        ("layers.2.mlp.gate_proj", "the activations inside the MLP of layer 2"),
+        ("layers.2.mlp.gate_proj", "the gate of the MLP of layer 2"),
         ("layers.2.mlp.down_proj", "the output of the MLP of layer 2"),
         ("norm", "the final norm"),
     ],
@@ -273,7 +275,7 @@ def test_points_that_are_not_passed_through_are_missing(tokenizer):
     lm = LanguageModel(build("llama"), tokenizer)
     mlp = lm.layers[1].mlp
     mlp.forward = lambda x: x * 0.5  # a fused kernel goes past the modules below it
-    assert read(lm).missing == ("mlp_act of layers [1]",)
+    assert read(lm).missing == ("mlp_act of layers [1]", "mlp_gate of layers [1]", "mlp_up of layers [1]")
     for layer in lm.layers:
         layer.mlp.forward = lambda x: x * 0.5
-    assert read(lm).missing == ("mlp_act",)
+    assert read(lm).missing == ("mlp_act", "mlp_gate", "mlp_up")

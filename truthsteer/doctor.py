@@ -98,7 +98,7 @@ def examine(
     rows = [text.ids[:max_length] for text in chosen]
     layer = None if injection_at is None or not thorough else injection_at[0]
     run = Passes(lm, chosen, rows, operator)
-    right, hidden, taken = run.read(layer=layer)
+    right, hidden, taken = run.read(layer=layer, logits=thorough)
     passes = [run.summary("right", right)]
     readings = [right]
     checks = [soundness.handover(right), *([soundness.gpu_copies(right)] if thorough else [])]
@@ -120,7 +120,6 @@ def examine(
         checks.append(soundness.reference(compared, policy))
     return complete(
         {
-            "version": 1,
             "model": name or type(lm.model).__name__,
             "policy": {
                 key: value
@@ -182,7 +181,7 @@ def _extent(lm: LanguageModel, readings: Sequence[Reading]) -> dict[str, Any]:
     whole = [reading for reading in readings if not bool((reading.bad & reading.real).any())]
     largest: dict[str, float | None] = {
         group: max((reading.of(group)[0] for reading in whole), default=0.0) or None
-        for group in ("residual", "norm", "matmul")
+        for group in ("residual", "norm", "matmul", "scores")
     }
     largest["weights"] = _largest_weight(lm)
     return {"largest": largest, "headroom": {group: bits(value) for group, value in largest.items()}}

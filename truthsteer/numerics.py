@@ -33,9 +33,6 @@ POLICIES = {
 }
 """Policies the report judges, with what they are, from the least range to the most."""
 
-OUTCOMES = ("safe", "not finite", "no headroom", "wrong", "unknown")
-"""Words for what a report says of the dtype it was run under."""
-
 
 def bits(largest: float | None, top: float = FP16_MAX) -> float | None:
     """Headroom of a largest |x| below `top`; None where nothing but zero, or nothing finite, was found."""
@@ -124,8 +121,8 @@ def _policy(report: Mapping[str, Any], name: str) -> dict[str, Any]:
         tops = (("residual", report["largest"]["residual"]), ("matmul", report["largest"]["matmul"]))
         room = {part: bits(value, FINITE_MAX) for part, value in tops}
     elif name == "fp16":  # residual stream and norms are fp32
-        room = {part: room[part] for part in ("matmul", "weights")}
-    weights = room.pop("weights", None)
+        room = {part: room[part] for part in ("matmul", "scores", "weights")}
+    weights, scores = room.pop("weights", None), room.pop("scores", None)
     if weights is not None and weights < 0:
         why = f"a weight passes 65504: {shown(report['largest']['weights'])}"
         return {"name": name, "safe": False, "bits": weights, "why": why}
@@ -136,9 +133,15 @@ def _policy(report: Mapping[str, Any], name: str) -> dict[str, Any]:
     least = known[part]
     if least < MARGIN_BITS:
         return {"name": name, "safe": False, "bits": least, "why": _too_little(report, name, part, least)}
-    if report["missing_points"] and name in ("fp16_pure", "fp16"):
-        why = f"not measured: {', '.join(report['missing_points'])}"
-        return {"name": name, "safe": None, "bits": least, "why": why}
+    unknown = []
+    if report["missing_points"]:
+        unknown.append(f"not measured: {', '.join(report['missing_points'])}")
+    if scores is not None and scores < MARGIN_BITS:
+        unknown.append(
+            f"attention scores may reach {report['largest']['scores']:.3g}: run stages=[doctor] under this dtype"
+        )
+    if unknown and name in ("fp16_pure", "fp16"):
+        return {"name": name, "safe": None, "bits": least, "why": "; ".join(unknown)}
     return {"name": name, "safe": True, "bits": least, "why": f"least headroom in the {_PARTS[part]}"}
 
 
@@ -158,7 +161,7 @@ def _too_little(report: Mapping[str, Any], name: str, part: str, least: float) -
 
 
 def _outcome(report: Mapping[str, Any]) -> str:
-    """One of `OUTCOMES`."""
+    """What is said of the dtype that the report was made under."""
     if broken(report):
         return "not finite"
     if any(check["passed"] is False for check in report["checks"]):
@@ -189,7 +192,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
         return f"dtype={name} held these texts and may not hold others: {own['why']}."
     if outcome == "unknown":
         return f"dtype={name} held these texts; whether it holds others is not known: {own['why']}."
-    return f"dtype={name} is safe: all numbers are finite, with {own['bits']:.1f} bits of headroom or more."
+    safe = "is safe" if report["thorough"] else "holds, as far as the short check goes"
+    return f"dtype={name} {safe}: all numbers are finite, with {own['bits']:.1f} bits of headroom or more."
 
 
 def _overrides(report: Mapping[str, Any]) -> list[str]:

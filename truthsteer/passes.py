@@ -52,15 +52,17 @@ class Passes:
         self.lm, self.texts, self.rows, self.operator = lm, texts, rows, operator
 
     def read(
-        self, left: bool = False, injection: Injection | None = None, layer: int | None = None
+        self, left: bool = False, injection: Injection | None = None, layer: int | None = None, logits: bool = True
     ) -> tuple[Reading, Tensor, Tensor | None]:
-        """A pass: what was read, the final hidden states, and the output of `layer` if one is given."""
+        """A pass, up to the logits: what was read, the final hidden states, and the output of `layer` if one is given."""
         ids, mask = self.lm.pad(self.rows, left)
         with ExitStack() as stack:
             probe = stack.enter_context(probing(self.lm, mask, injection, self.operator))
             taken = {} if layer is None else stack.enter_context(capture(self.lm, [layer]))
             hidden = self.lm.forward(ids, mask=mask if left else None)
             assert hidden is not None
+            if logits:
+                probe.read_logits(hidden)
             return probe.reading(), hidden, None if layer is None else taken[layer]
 
     def token(self, row: int, position: int) -> str:

@@ -2,8 +2,8 @@
 
 Hooks take one maximum per point and token and never wait for the device; everything is fetched once, at the end. The two
 residual adds of a layer are not modules: they are read where their sums arrive, and blamed when what they add is finite.
-A point that the model does not pass through (fused kernels, other names) is listed as missing. Attention scores and the
-two factors of a gated MLP are not points of their own: what they break shows in `attn_ctx` and `mlp_act`.
+A point that the model does not pass through (fused kernels, other names) is listed as missing. Attention scores are never
+seen: under eager attention a bound on them is read from queries and keys.
 
 It knows token ids and masks, no texts. Hooks see nothing inside a compiled model.
 """
@@ -21,13 +21,14 @@ from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.numerics import FINITE_MAX
 from truthsteer.operators import Add, Operator
-from truthsteer.points import place
+from truthsteer.points import OUTSIDE, place
 from truthsteer.reading import Peak, Point, Reading, cause
 
 HAND_OVER = "norm_in"
 """What the first norm of a layer is given: the same numbers as the layer, unless moving them to its device broke them."""
 
-LOGITS_AT_ONCE = 1 << 24
+LOGITS_PER_STEP = 1 << 24
+"""Logits held at once."""
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -50,11 +51,13 @@ class Probe:
         self._largest: list[Tensor] = []
         self._peaks: list[tuple[int, int, Tensor]] = []  # layer, number of the point, (token, channel) on its device
         self._starts: dict[int, Tensor] = {}
-        self._differ: dict[int, Tensor] = {}
+        self._differ: dict[int, list[Tensor]] = {}
         self._expected: set[tuple[int, str]] = set()
         self._seen: set[tuple[int, str]] = set()
         self._stream: Tensor | None = None  # what the layer before put out, or the embedding did
         self._given: Tensor | None = None  # what the present layer was given
+        self._queries = torch.zeros(0)  # [batch, tokens] length of the present layer's longest query
+        self._eager = lm.text_config._attn_implementation == "eager"
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
@@ -62,6 +65,7 @@ class Probe:
             self._put(self._lm.decoder.embed_tokens, -1, "embed")
             for number, layer in enumerate(self._lm.layers):
                 self._enter_layer(number, layer)
+            self._get(self._lm.decoder.norm, self._lm.num_layers, HAND_OVER)
             self._put(self._lm.decoder.norm, self._lm.num_layers, "final_norm")
             self._stack = stack.pop_all()
         return self
@@ -79,6 +83,10 @@ class Probe:
         self._get(attention, number, "attn_in")
         for name in ("q", "k", "v"):
             self._put(getattr(attention, f"{name}_proj", None), number, name)
+        for name in ("q", "k"):
+            norm = getattr(attention, f"{name}_norm", None)
+            if norm is not None:  # Gemma 3, Qwen 3
+                self._put(norm, number, f"{name}_normed")
         self._get(getattr(attention, "o_proj", None), number, "attn_ctx")
         self._put(attention, number, "attn_out")
         if sandwich:
@@ -86,6 +94,8 @@ class Probe:
             self._put(after_mlp, number, "mlp_normed")
         self._get(getattr(layer, before_mlp, None), number, "resid_mid")
         self._get(mlp, number, "mlp_in")
+        for name in ("gate", "up"):
+            self._put(getattr(mlp, f"{name}_proj", None), number, f"mlp_{name}")
         self._get(getattr(mlp, "down_proj", None), number, "mlp_act")
         self._put(mlp, number, "mlp_out")
         if number == self._steered:
@@ -115,20 +125,20 @@ class Probe:
         self._stack.callback(module.register_forward_hook(hook, prepend=prepend).remove)
 
     def _take(self, layer: int, name: str, value: Any) -> None:
-        if not isinstance(value, Tensor) or value.shape[:2] != self._real.shape or (layer, name) in self._seen:
+        if not isinstance(value, Tensor) or not self._fits(value) or (layer, name) in self._seen:
             return
         value = value.detach()
         self._seen.add((layer, name))
-        if name == "resid_in":
+        if name in ("resid_in", HAND_OVER):
+            before = self._stream if name == "resid_in" or layer == self._lm.num_layers else self._given
             self._given = value
-            if self._stream is not None and _same(value, self._stream):
+            if before is not None and _same(value, before):
                 return  # read already
-        elif name == HAND_OVER and self._given is not None:
-            if _same(value, self._given):
-                return
-            self._differ[layer] = _differ(self._given, value)
-        self._points.append(Point(layer, name, str(value.dtype).removeprefix("torch."), str(value.device)))
-        self._largest.append(value.abs().amax(-1).float())  # NaN and infinity pass through
+            if before is not None:
+                self._differ.setdefault(layer, []).append(_differ(before, value))
+        self._add(layer, name, value, self._by_token(value.abs().amax(-1)))  # NaN and infinity pass through
+        if self._eager and name in ("q", "k", "q_normed", "k_normed"):
+            self._bound_scores(layer, name, value)
         if name in ("resid_mid", "resid_out"):
             self._peaks.append((layer, len(self._points) - 1, self._peak(value, self._largest[-1])))
         if name in ("embed", "resid_out"):
@@ -136,6 +146,49 @@ class Probe:
         if name == "resid_out":
             _, first = self._place(value.device)
             self._starts[layer] = value[torch.arange(len(value), device=value.device), first]
+
+    def _add(self, layer: int, name: str, value: Tensor, largest: Tensor) -> None:
+        self._points.append(Point(layer, name, str(value.dtype).removeprefix("torch."), str(value.device)))
+        self._largest.append(largest.float())
+
+    def _fits(self, value: Tensor) -> bool:
+        """Whether it has the batch's tokens: [batch, tokens, ...], or [batch, heads, tokens, head_dim]."""
+        batch, tokens = self._real.shape
+        return len(value) == batch and tokens in (value.shape[1], value.shape[2] if value.ndim == 4 else -1)
+
+    def _by_token(self, largest: Tensor) -> Tensor:
+        """The largest over heads, where there are heads: [batch, tokens]."""
+        if largest.ndim == 2:
+            return largest
+        return largest.amax(1 if largest.shape[2] == self._real.shape[1] else 2)
+
+    def _bound_scores(self, layer: int, name: str, value: Tensor) -> None:
+        """|query| times the longest key bounds every score of a token, before it is scaled; rotation changes neither."""
+        attention: Any = self._lm.layers[layer].self_attn
+        if name in ("q", "k") and hasattr(attention, f"{name}_norm"):
+            return  # what the norm puts out is what is multiplied
+        heads = value if value.ndim == 4 else value.unflatten(-1, (-1, attention.head_dim))
+        length = self._by_token(heads.float().norm(dim=-1))  # [batch, tokens]
+        if name[0] == "q":
+            self._queries = length
+            return
+        real, _ = self._place(value.device)
+        longest = torch.where(real, length, 0.0).amax(1, keepdim=True)
+        self._add(layer, "attn_scores", value, self._queries.to(value.device) * longest)
+
+    @torch.no_grad()
+    def read_logits(self, hidden: Tensor) -> None:
+        """Read the head too, at real tokens, after a pass whose final hidden states are [batch, tokens, hidden]."""
+        head = self._lm.model.get_output_embeddings()
+        rows, columns = self._real.nonzero(as_tuple=True)
+        states = hidden[rows.to(hidden.device), columns.to(hidden.device)]  # [real tokens, hidden]
+        largest = torch.zeros(self._real.shape)
+        step = max(1, LOGITS_PER_STEP // self._lm.text_config.vocab_size)
+        for first in range(0, len(states), step):
+            part = slice(first, first + step)
+            logits = head(states[part])
+            largest[rows[part], columns[part]] = logits.abs().amax(-1).float().cpu()
+        self._add(self._lm.num_layers, "logits", logits, largest)
 
     def _peak(self, value: Tensor, largest: Tensor) -> Tensor:
         """The place of the largest finite number: token and channel, [2], without waiting for either."""
@@ -168,7 +221,7 @@ class Probe:
             self._real,
             peaks,
             torch.stack(starts) if starts else torch.zeros(0, len(self._real), self._lm.hidden_size),
-            tuple(layer for layer, differ in sorted(self._differ.items()) if bool(differ)),
+            tuple(layer for layer, found in sorted(self._differ.items()) if any(bool(differ) for differ in found)),
             self._missing(),
         )
 
@@ -178,7 +231,7 @@ class Probe:
             absent.setdefault(name, []).append(layer)
         count = self._lm.num_layers
         return tuple(
-            name if len(layers) >= count or name in ("embed", "final_norm") else f"{name} of layers {layers}"
+            name if len(layers) >= count or name in OUTSIDE else f"{name} of layers {layers}"
             for name, layers in absent.items()
         )
 
@@ -238,24 +291,15 @@ def diagnose(
     row, mask = lm.pad([ids])
     with probing(lm, mask, injection, operator) as probe:
         hidden = lm.forward(row)
-        reading = probe.reading()
-    spot = reading.first()
-    if spot is not None:
-        return (
-            f"The numbers are first not finite at {_where(spot.point, injection)} (token {spot.column} "
-            f"{lm.tokenizer.decode([ids[spot.column]])!r}): {cause(spot)}."
-        )
-    assert hidden is not None
-    step = max(1, LOGITS_AT_ONCE // lm.text_config.vocab_size)
-    for first in range(0, len(ids), step):
-        bad = ~torch.isfinite(lm.logits(hidden[0, first : first + step])).all(-1)
-        if bool(bad.any()):
-            token = first + int(bad.int().argmax())
-            return (
-                f"The numbers are first not finite at the logits (token {token} {lm.tokenizer.decode([ids[token]])!r}); "
-                "the hidden state that they are made from is finite."
-            )
-    return ""
+        assert hidden is not None
+        probe.read_logits(hidden)
+        spot = probe.reading().first()
+    if spot is None:
+        return ""
+    return (
+        f"The numbers are first not finite at {_where(spot.point, injection)} (token {spot.column} "
+        f"{lm.tokenizer.decode([ids[spot.column]])!r}): {cause(spot)}."
+    )
 
 
 def _where(point: Point, injection: Injection | None) -> str:

@@ -72,11 +72,16 @@ class Reading:
     @property
     def bad(self) -> Tensor:
         """[points, batch, tokens] whether a number is NaN, infinite, or too large for a float32 norm to square."""
-        return ~(self.largest <= FINITE_MAX)
+        return self._passing(FINITE_MAX)
+
+    def _passing(self, limit: float) -> Tensor:
+        """[points, batch, tokens] where a number passes `limit` or is none; never at a bound, which is no measurement."""
+        measured = torch.tensor([GROUPS[point.name] != "scores" for point in self.points])
+        return ~(self.largest <= limit) & measured[:, None, None]
 
     def first(self, limit: float = FINITE_MAX, pads: bool = True) -> Spot | None:
         """The first point at which a token has a number that passes `limit` or is not finite; a real token if one has."""
-        over = ~(self.largest <= limit)
+        over = self._passing(limit)
         if not pads:
             over &= self.real
         hit = over.flatten(1).any(1)
@@ -100,7 +105,7 @@ class Reading:
 
     def of(self, group: str) -> tuple[float, Point | None]:
         """The largest finite number of a group of points at real tokens, and its point; (0, None) without any."""
-        usable = torch.where(self.real & ~self.bad, self.largest, -1.0).flatten(1).amax(1)
+        usable = torch.where(self.real & (self.largest <= FINITE_MAX), self.largest, -1.0).flatten(1).amax(1)
         mine = [index for index, point in enumerate(self.points) if GROUPS[point.name] == group and usable[index] >= 0]
         best = max(mine, key=lambda index: float(usable[index]), default=None)
         return (0.0, None) if best is None else (float(usable[best]), self.points[best])

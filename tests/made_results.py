@@ -361,6 +361,7 @@ def make_numerics(
         "longest": 61,
         "max_length": 48,
         "too_long": 2,
+        "when_too_long": "truncate",
         "equal_pairs": 1,
         "passes": passes if thorough else passes[:1],
         "layers": [

@@ -11,7 +11,7 @@ from conftest import FAMILIES, build, make_questions
 from test_probe import GEMMA, overflowing
 
 from truthsteer import numerics, numerics_text, soundness
-from truthsteer.config import CoefficientUnit, DtypeConfig, Quantize, Residual, Weights
+from truthsteer.config import CoefficientUnit, DtypeConfig, Quantize, Residual, TooLong, Weights
 from truthsteer.doctor import choose, examine, texts_of
 from truthsteer.errors import UserError
 from truthsteer.model import LanguageModel
@@ -440,6 +440,21 @@ def test_a_factor_that_overflows_is_foretold_although_the_product_is_small(famil
     assert safe(report) == {"fp16_pure": False, "fp16": False, "bf16": True, "fp32": True}
     broken = look(under(FP16, model, tokenizer), texts, FP16)
     assert broken["passes"][0]["first"]["point"] == "mlp_up"
+
+
+def test_pairs_that_a_run_leaves_out_are_not_looked_at(texts, tokenizer):
+    model = build("gemma3")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    model.get_decoder().embed_tokens.weight.data[900] = 6e4
+    given, lm = late(texts, 15), under(FP16_PURE, model, tokenizer)
+    limit = max(len(text.ids) for text in texts) - 1
+    assert look(lm, given, FP16_PURE, max_length=limit)["outcome"] == "not finite"
+    report = look(lm, given, FP16_PURE, max_length=limit, too_long=TooLong.drop)
+    assert report["outcome"] == "safe"
+    assert report["longest"] == limit + 1
+    assert "whose pairs are left out" in "\n".join(numerics_text.lines(report))
+    with pytest.raises(UserError, match=rf"too_long=drop leaves none of .* Type steering\.max_length={limit + 1}"):
+        look(lm, given, FP16_PURE, max_length=8, too_long=TooLong.drop)
 
 
 def test_logits_that_overflow_are_foretold(texts, tokenizer):

@@ -49,7 +49,8 @@ def measured(
             "name": policy, "weights": kinds[policy][0], "residual": kinds[policy][1], "attention": "sdpa",
             "matmul": "highest", "quantize": "none",
         },
-        "given": 20, "texts": 8, "tokens": 100, "longest": 40, "max_length": 64, "too_long": 0, "equal_pairs": 0,
+        "given": 20, "texts": 8, "tokens": 100, "longest": 40, "max_length": 64, "too_long": 0,
+        "when_too_long": "error", "equal_pairs": 0,
         "passes": [
             {
                 "name": name, "coefficient": 0.8 if name == "steered" else None, "layer": 1 if name == "steered" else None,
@@ -268,7 +269,7 @@ def test_a_sweep_stands_side_by_side():
     assert tuple(columns) == numerics_text.RATES
     assert columns["dtype"] == ["bf16", "bf16", "fp16_pure"]
     assert columns["max_length"] == ["64", "384", "512"]
-    assert columns["cut"] == ["0 of 20", "3 of 20", "0 of 20"]
+    assert columns["longer"] == ["0 of 20", "3 of 20", "0 of 20"]
     assert columns["NaN texts %"] == ["0.0", "0.0", "25.0"]
     assert columns["NaN tokens %"] == ["0.0", "0.0", "12.5"]
     assert columns["steered NaN %"] == ["–", "0.0", "25.0"]

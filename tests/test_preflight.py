@@ -90,12 +90,78 @@ def test_a_model_that_was_seen_to_overflow_is_refused_before_it_is_loaded(overfl
     run(overflowing, tmp_path, "dtype=bf16", f"stages=[{seen}]", "doctor.reference=false")
     assert len(loads) == 1
     with pytest.raises(
-        UserError, match=r"seen to pass 65504, fp16's largest, at .* of layer 0\. Type one of: dtype=bf16"
+        UserError, match=r"seen to pass 65504, fp16's largest, at .* of layer 0 .*Type one of: dtype=bf16"
     ):
         run(overflowing, tmp_path, "dtype=fp16_pure", "stages=[extract,steer]")
     assert len(loads) == 1, "it was loaded"
     run(overflowing, tmp_path, "dtype=fp16", "stages=[extract]")
     assert len(loads) == 2
+
+
+def test_what_was_seen_holds_for_the_layers_and_the_weights_that_it_was_seen_of(overflowing, tmp_path, loads):
+    run(overflowing, tmp_path, "dtype=bf16", "stages=[extract]")
+    (seen,) = tmp_path.glob(".store/overflow/*.json")
+    seen.write_text(json.dumps(json.loads(seen.read_text()) | {"layer": 1}))
+    refused = "were seen to pass 65504.*delete that file"
+    with pytest.raises(UserError, match=refused):
+        run(overflowing, tmp_path, "dtype=fp16_pure", "steering.layers=[1]", "stages=[extract]")
+    with pytest.raises(UserError) as quantised:
+        run(overflowing, tmp_path, "dtype=fp16_pure", "dtype.quantize=int8", "stages=[extract]")
+    with pytest.raises(UserError) as below:
+        run(overflowing, tmp_path, "dtype=fp16_pure", "steering.layers=[0]", "stages=[extract]")
+    assert all("seen to pass" not in str(error.value) for error in (quantised, below))
+    assert len(loads) == 3
+    seen.unlink()
+    with pytest.raises(UserError, match="fails: the numbers are first not finite"):
+        run(overflowing, tmp_path, "dtype=fp16_pure", "stages=[extract]")
+    assert json.loads(seen.read_text())["layer"] == 0, "what a run in fp16 sees is remembered too"
+
+
+def stored(root: Path) -> Path:
+    """The report beside the activations."""
+    (report,) = root.glob(".store/activations/*/doctor.json")
+    return report
+
+
+def test_activations_that_were_read_before_are_held_to_what_is_asked_now(overflowing, tmp_path, loads, caplog):
+    own = ("dtype=bf16", "stages=[extract]")
+    run(overflowing, tmp_path, *own)
+    report = json.loads(stored(tmp_path).read_text())
+    with pytest.raises(
+        UserError, match=r"max_length=8: the longest .* Type steering\.max_length=\d+, or a shorter prompt"
+    ):
+        run(overflowing, tmp_path, *own, "steering.max_length=8")
+    stored(tmp_path).write_text(json.dumps(report | {"outcome": "not finite", "verdict": "It overflowed."}))
+    with pytest.raises(UserError, match=r"It overflowed\. Type one of: "):
+        run(overflowing, tmp_path, *own)
+    with pytest.raises(UserError, match=r"It overflowed\."):
+        run(overflowing, tmp_path, "dtype=bf16", "stages=[steer]")
+    run(overflowing, tmp_path, *own, "dtype.on_overflow=warn")
+    assert "It overflowed. dtype.on_overflow=warn: going on." in caplog.text
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("handover", "CUDA_VISIBLE_DEVICES=0"),
+        ("gpu_copies", "CUDA_VISIBLE_DEVICES=0"),
+        ("bos_agreement", "dtype.attention=eager"),
+    ],
+)
+def test_numbers_that_are_wrong_are_never_gone_on_with(overflowing, tmp_path, name, remedy):
+    run(overflowing, tmp_path, "dtype=bf16", "stages=[extract]")
+    report = json.loads(stored(tmp_path).read_text())
+    failed = {"name": name, "passed": False, "value": 1.0, "bound": 0.0, "meaning": "It is broken."}
+    stored(tmp_path).write_text(json.dumps(report | {"checks": [failed]}))
+    with pytest.raises(UserError) as refused:
+        run(overflowing, tmp_path, "dtype=bf16", "dtype.on_overflow=warn", "stages=[extract]")
+    assert str(refused.value) == f"dtype=bf16: the numbers cannot be trusted ({name}). It is broken. Type {remedy}."
+
+
+def test_a_text_that_is_too_long_is_said_before_numbers_are_looked_at(overflowing, tmp_path):
+    with pytest.raises(UserError, match=r"longer than steering\.max_length=8 tokens"):
+        run(overflowing, tmp_path, "dtype=fp16_pure", "steering.max_length=8", "stages=[extract]")
 
 
 def test_what_overflow_does_is_no_part_of_what_a_run_is(overflowing, tmp_path, loads):
@@ -191,9 +257,7 @@ def test_an_unknown_dtype_is_answered_with_those_there_are(tmp_path):
 
 
 def test_the_report_of_a_run_shows_what_was_seen_before_extraction(overflowing, tmp_path):
-    folder = run(
-        overflowing,
-        tmp_path,
+    own = (
         "dtype=fp16",
         "data.limit=24",
         "steering.coefficients=[0.5]",
@@ -204,7 +268,12 @@ def test_the_report_of_a_run_shows_what_was_seen_before_extraction(overflowing, 
         "gauge.passages=2",
         "baselines.few_shot=0",
     )
+    run(overflowing, tmp_path, *own, "stages=[doctor]", "doctor.reference=false")
+    folder = run(overflowing, tmp_path, *own)
     numerics = json.loads((folder / "summary.json").read_text())["numerics"]
     assert numerics["thorough"] is False
     assert numerics["headroom"]["residual"] < 0
     assert "Numeric headroom" in (folder / "report.html").read_text()
+    walked = "doctor,extract,steer,choose,generate,gauge,judge,report"
+    assert run(overflowing, tmp_path, *own, f"stages=[{walked}]", "doctor.reference=false") == folder
+    assert json.loads((folder / "summary.json").read_text())["numerics"]["thorough"] is True

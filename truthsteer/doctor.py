@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from truthsteer import soundness
-from truthsteer.config import CoefficientUnit, DtypeConfig, Weights, to_plain
+from truthsteer.config import CoefficientUnit, DtypeConfig, TooLong, to_plain
 from truthsteer.errors import UserError
 from truthsteer.model import LanguageModel
 from truthsteer.numerics import BF16_MAX, FP16_MAX, bits, complete, context, number, token_sum
@@ -65,6 +65,7 @@ def examine(
     *,
     policy: DtypeConfig,
     max_length: int,
+    too_long: TooLong = TooLong.truncate,
     injection_at: tuple[int, float, CoefficientUnit] | None = None,
     operator: Operator | None = None,
     thorough: bool = True,
@@ -78,7 +79,8 @@ def examine(
         lm: the model, under `policy`.
         texts: all texts that would be read; some of them are.
         policy: the numeric policy, for the report.
-        max_length: texts are cut after so many tokens, and the cut ones counted.
+        max_length: texts are cut after so many tokens, and the longer ones counted.
+        too_long: what a run does with longer ones. drop: pairs that have one are not read.
         injection_at: layer, coefficient and unit of the strongest steering. None: no steered pass.
         operator: how it is applied; addition by default.
         thorough: False: one right-padded pass of 4 texts and no more, as a check before extraction.
@@ -90,11 +92,11 @@ def examine(
         The report, ready for JSON (`numerics_text.lines` prints it).
 
     Raises:
-        UserError: no texts, or a layer that does not exist.
+        UserError: no texts, none that a run would read, or a layer that does not exist.
     """
     if not texts:
         raise UserError("There are no answer pairs to look at. Use another file, or a larger data.split.steer.")
-    chosen = choose(texts, count if thorough else min(count, PREFLIGHT_TEXTS))
+    chosen = choose(_readable(texts, max_length, too_long), count if thorough else min(count, PREFLIGHT_TEXTS))
     rows = [text.ids[:max_length] for text in chosen]
     layer = None if injection_at is None or not thorough else injection_at[0]
     run = Passes(lm, chosen, rows, operator)
@@ -135,11 +137,12 @@ def examine(
             "longest": max(len(text.ids) for text in texts),
             "max_length": max_length,
             "too_long": sum(len(text.ids) > max_length for text in texts),
+            "when_too_long": too_long.value,
             "equal_pairs": _equal_pairs(texts, max_length),
             "passes": passes,
             "layers": _layers(run, right),
             **_extent(lm, readings),
-            "predicted": _predicted(run, right, policy),
+            "predicted": _predicted(run, right),
             "missing_points": list(right.missing),
             "checks": checks,
             "reference": compared,
@@ -147,6 +150,24 @@ def examine(
             "context": _context(run, right),
         }
     )
+
+
+def _readable(texts: Sequence[Text], max_length: int, too_long: TooLong) -> Sequence[Text]:
+    """Without the pairs that a run leaves out.
+
+    Raises:
+        UserError: none is left.
+    """
+    if too_long is not TooLong.drop:
+        return texts
+    lost = {text.pair for text in texts if len(text.ids) > max_length}
+    left = [text for text in texts if text.pair not in lost]
+    if not left:
+        raise UserError(
+            f"steering.max_length={max_length} with steering.too_long=drop leaves none of {len(lost)} answer pairs. Type "
+            f"steering.max_length={max(len(text.ids) for text in texts)}."
+        )
+    return left
 
 
 def _layers(run: Passes, reading: Reading) -> list[dict[str, Any]]:
@@ -209,13 +230,13 @@ def _per_token(reading: Reading) -> float:
     return float(reading.largest[outs][:, later].mean(1).max())  # of [layers, tokens]
 
 
-def _predicted(run: Passes, reading: Reading, policy: DtypeConfig) -> dict[str, Any] | None:
+def _predicted(run: Passes, reading: Reading) -> dict[str, Any] | None:
     """Where fp16 throughout is passed first, or was: not what a damaged weight or a broken copy made."""
     spot = reading.first(FP16_MAX, pads=False)
     if spot is None or reading.altered or spot.value != spot.value:
         return None
-    infinite = spot.value == float("inf") and policy.weights is not Weights.fp16
-    return None if infinite else run.describe(reading, spot)
+    damaged = spot.value == float("inf") and spot.point.dtype != "float16"
+    return None if damaged else run.describe(reading, spot)
 
 
 def _context(run: Passes, reading: Reading) -> str:

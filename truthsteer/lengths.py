@@ -3,8 +3,7 @@
 `steering.max_length` bounds the texts that activations are read from, and `steering.too_long` says what becomes of longer
 ones. Only their ends are ever cut: a causal model gives the tokens that stay the same values as before. Answers that are
 scored or generated are never cut, so that nothing but the model's own number of positions bounds them once pairs may be
-dropped or cut. It knows token ids, and of a model
-only how many positions it has.
+dropped or cut. It knows token ids, and of a model only how many positions it has.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from truthsteer.model import LanguageModel
 
 MEMBERS = ("true", "false")
-_OR_DROP = "a shorter prompt preset, or steering.too_long=drop to leave such pairs out"
+OR_DROP = "a shorter prompt preset, or steering.too_long=drop to leave such pairs out"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def fit(
         UserError: a text is too long and `too_long` is error, or no pair is left.
     """
     if too_long is TooLong.error:
-        check_length(branches, names, max_length, "steering.max_length", _OR_DROP)
+        check_length(branches, names, max_length, "steering.max_length", OR_DROP)
     fitted: list[Branch] = []
     kept: list[Pair] = []
     dropped: list[Dropped] = []

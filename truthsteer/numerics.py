@@ -198,13 +198,13 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 def _overrides(report: Mapping[str, Any]) -> list[str]:
     """What to type instead, one or another: whatever mends what the verdict names. Nothing for a safe run."""
-    remedies = _remedies(report)
+    mending = remedies(report)
     if report["outcome"] == "wrong":
-        return [item["type"] for item in remedies[:1]]
+        return [item["type"] for item in mending[:1]]
     if report["outcome"] not in ("not finite", "no headroom"):
         return []
     # What a broken copy delivers is in nobody's format: that remedy comes before any dtype.
-    typed = [item["type"] for item in remedies if item["type"] == _ONE_GPU]
+    typed = [item["type"] for item in mending if item["type"] == _ONE_GPU]
     own, found = own_policy(report["policy"]), by_name(report)
     order = ("bf16", "fp16", "fp32") if report["bf16_native"] else ("fp16", "fp32")
     better = [name for name in order if name != own and found[name]["safe"]]
@@ -218,7 +218,7 @@ def _overrides(report: Mapping[str, Any]) -> list[str]:
 
 def _besides(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """What to type as well, each with the fault that it mends: those that no alternative of `overrides` does."""
-    found = [item for item in _remedies(report) if item["type"] not in report["overrides"]]
+    found = [item for item in remedies(report) if item["type"] not in report["overrides"]]
     if report["equal_pairs"] and report["longest"] > report["max_length"]:
         why = f"pairs equal once cut after {report['max_length']} tokens: {report['equal_pairs']}; it reads them whole"
         found.append({"type": f"steering.max_length={report['longest']}", "why": why})
@@ -228,12 +228,18 @@ def _besides(report: Mapping[str, Any]) -> list[dict[str, str]]:
 _ONE_GPU = "CUDA_VISIBLE_DEVICES=0"
 
 
-def _remedies(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The remedy of each check that failed, if it has one, and the check."""
+def remedies(report: Mapping[str, Any], checks: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The remedy of each check that failed, if it has one, and the check; of these checks alone, if they are named."""
     typed = {"handover": _ONE_GPU, "gpu_copies": _ONE_GPU, "reference": "dtype=fp32"}
     if report["policy"]["attention"] != "eager":
-        typed |= dict.fromkeys(("padding_finite", "padding_sides"), "dtype.attention=eager")
-    failed = [check["name"] for check in report["checks"] if check["passed"] is False and check["name"] in typed]
+        typed |= dict.fromkeys(("bos_agreement", "padding_finite", "padding_sides"), "dtype.attention=eager")
+    if "," in report["device"]:
+        typed["bos_agreement"] = _ONE_GPU
+    failed = [
+        check["name"]
+        for check in report["checks"]
+        if check["passed"] is False and check["name"] in typed and (checks is None or check["name"] in checks)
+    ]
     return [
         {"type": remedy, "why": f"{' and '.join(name for name in failed if typed[name] == remedy)} failed"}
         for remedy in dict.fromkeys(typed[name] for name in failed)

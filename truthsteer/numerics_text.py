@@ -11,7 +11,7 @@ RATES = (
     "dtype",
     "max_length",
     "texts",
-    "cut",
+    "longer",
     "NaN texts %",
     "NaN tokens %",
     "largest",
@@ -23,7 +23,8 @@ RATES = (
 
 RATES_CAPTION = (
     "NaN: texts and tokens whose numbers are not finite, read as extraction reads them; under steering, texts at the largest "
-    "coefficient. Headroom: bits below the dtype's largest number, in its tightest place. Cut: of all texts of answer pairs."
+    "coefficient. Headroom: bits below the dtype's largest number, in its tightest place. Longer: texts of answer pairs longer "
+    "than steering.max_length."
 )
 """What stands below `rates_table`."""
 
@@ -31,8 +32,8 @@ RATES_CAPTION = (
 def rates_table(reports: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Columns (`RATES`) of a table with one row per report of a sweep over dtypes and `steering.max_length`.
 
-    Texts and tokens are those of the right-padded pass, in which extraction reads; `steered NaN %` is of texts; `cut` is of
-    all texts given. The headroom is that of the dtype's tightest place.
+    Texts and tokens are those of the right-padded pass, in which extraction reads; `steered NaN %` is of texts; `longer`
+    is of all texts given. The headroom is that of the dtype's tightest place.
     """
     columns: dict[str, list[str]] = {name: [] for name in RATES}
     for report in sorted(reports, key=lambda report: (report["policy"]["name"], report["max_length"])):
@@ -62,9 +63,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     found = [
         f"Numerics of {report['model']} under dtype={policy['name']} on {report['device']}: {report['outcome']}",
         report["verdict"],
-        f"{report['texts']} of {report['given']} texts read, {report['tokens']} tokens. steering.max_length="
-        f"{report['max_length']} cuts {report['too_long']} (the longest has {report['longest']}) and makes "
-        f"{report['equal_pairs']} pairs equal.",
+        f"{report['texts']} of {report['given']} texts read, {report['tokens']} tokens. {_length_line(report)}",
         "pass             not finite: texts   tokens     pads   largest  first at",
     ]
     found += [_pass_line(item) for item in report["passes"]]
@@ -91,6 +90,18 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f"Type {'also ' if report['overrides'] else ''}{item['type']}: {item['why']}." for item in report["besides"]
     ]
     return found
+
+
+def _length_line(report: Mapping[str, Any]) -> str:
+    """What the limit does to the texts, by what the run does with longer ones."""
+    longer, limit = report["too_long"], f"steering.max_length={report['max_length']}"
+    longest = f"the longest has {report['longest']}"
+    if not longer:
+        return f"None is longer than {limit} ({longest})."
+    if report["when_too_long"] == "truncate":
+        return f"{limit} cuts {longer} ({longest}) and makes {report['equal_pairs']} pairs equal."
+    does = "which ends a run" if report["when_too_long"] == "error" else "whose pairs are left out"
+    return f"{longer} are longer than {limit} ({longest}), {does}."
 
 
 _WORDS = {True: "yes", False: "no", None: "unknown"}

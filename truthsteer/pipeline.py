@@ -159,10 +159,11 @@ def _report(ws: Workspace, record: RunRecord, made: Made) -> dict[str, Any]:
 
 
 def _numerics(ws: Workspace, activations: Artifact) -> dict[str, Any]:
-    """What the doctor found in this run, or else what was looked at before activations were read."""
-    own = ws.folder / preflight.REPORT
-    found: dict[str, Any] = read_json(own) if own.exists() else activations.json(preflight.REPORT)
-    return found
+    """What the doctor has just found, or else what was looked at before activations were read."""
+    if ws.runs(Stage.doctor):
+        found: dict[str, Any] = read_json(ws.folder / preflight.REPORT)
+        return found
+    return activations.json(preflight.REPORT)
 
 
 def prefetch(ws: Workspace) -> None:

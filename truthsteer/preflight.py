@@ -1,7 +1,8 @@
 """What the doctor finds of a run's model, and what follows from it: a refusal, a warning, a note for later runs.
 
-A model that was once seen to pass fp16's largest number is remembered by its weights, so that a later run need not load it
-to be told.
+Numbers that are wrong end a run; numbers that overflow end it unless `dtype.on_overflow` says otherwise, whether they are
+read now or were read before. A model that was once seen to pass fp16's largest number is remembered by its weights, so that
+a later run need not load it to be told.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthsteer import fitting
-from truthsteer.config import DtypeConfig, OnOverflow, Residual, Weights
+from truthsteer import fitting, lengths, numerics
+from truthsteer.config import DtypeConfig, OnOverflow, Quantize, Residual, TooLong, Weights
 from truthsteer.errors import UserError
 from truthsteer.records import Question
 from truthsteer.store import read_json, write_json
@@ -27,7 +28,7 @@ REPORT = "doctor.json"
 """The doctor's report, in a run's folder and beside the activations."""
 
 FATAL = ("handover", "gpu_copies", "bos_agreement")
-"""Checks without which activations mean nothing."""
+"""Checks without which activations mean nothing, whatever `dtype.on_overflow` says."""
 
 
 def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> dict[str, Any]:
@@ -39,14 +40,17 @@ def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> d
         thorough: whether all is looked at, or what a check before extraction costs next to nothing to look at.
 
     Raises:
-        UserError: no answer pairs can be made of the questions, or the model cannot be loaded.
+        UserError: no answer pairs can be made of the questions, or the model cannot be loaded. Unless thorough: a text is
+            longer than it may be, or none is left.
     """
     from truthsteer import doctor
     from truthsteer.extraction import paired
     from truthsteer.precision import set_precision
 
     steering, lm = ws.config.steering, ws.model
-    _, names, branches = paired(questions, ws.prompts(), steering.pairs_per_question)
+    pairs, names, branches = paired(questions, ws.prompts(), steering.pairs_per_question)
+    if not thorough:  # what ends extraction is said first
+        lengths.fit(pairs, branches, names, steering.max_length, steering.too_long)
     texts = doctor.texts_of(branches, names, lm.tokenizer.decode)
     longest = min(steering.max_length, max(len(text.ids) for text in texts))
     count = min(ws.config.doctor.texts, max(2, ws.config.batch_tokens // longest))  # they are read side by side
@@ -58,6 +62,7 @@ def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> d
         texts,
         policy=ws.config.dtype,
         max_length=steering.max_length,
+        too_long=steering.too_long,
         injection_at=(max(ws.layers), strongest, steering.coefficient_unit),
         operator=ws.operator,
         thorough=thorough,
@@ -67,21 +72,44 @@ def examine(ws: Workspace, questions: tuple[Question, ...], thorough: bool) -> d
     )
     set_precision(ws.config.dtype)  # the reference was loaded under its own
     if report["predicted"] is not None:
-        _remember(ws, report["predicted"]["where"])
+        _remember(ws, report["predicted"])
     return report
 
 
 def enforce(ws: Workspace, report: dict[str, Any]) -> None:
-    """Stop a run whose numbers are not finite or cannot be trusted; say what leaves little room.
+    """Stop a run whose numbers are wrong or not finite; say what leaves little room.
 
     Raises:
-        UserError: they are not, and `dtype.on_overflow` is error.
+        UserError: they are wrong, or they are not finite and `dtype.on_overflow` is error.
     """
-    failed = any(check["passed"] is False for check in report["checks"] if check["name"] in FATAL)
-    if failed or report["outcome"] == "not finite":
+    failed = [check for check in report["checks"] if check["passed"] is False and check["name"] in FATAL]
+    if failed:
+        typed = " or ".join(item["type"] for item in numerics.remedies(report, FATAL)) or "stages=[doctor] to see more"
+        raise UserError(
+            f"dtype={report['policy']['name']}: the numbers cannot be trusted ({failed[0]['name']}). {failed[0]['meaning']} "
+            f"Type {typed}."
+        )
+    if report["outcome"] == "not finite":
         _refuse(ws, report["verdict"], report["overrides"])
     elif report["outcome"] != "safe":
         log.warning(report["verdict"])
+    else:
+        log.info(report["verdict"])
+
+
+def check_known(ws: Workspace, report: dict[str, Any]) -> None:
+    """Hold activations that were read before, under this report, to what this run asks.
+
+    Raises:
+        UserError: their numbers are not finite, or a text is longer than it may be now.
+    """
+    steering = ws.config.steering
+    if steering.too_long is TooLong.error and report["longest"] > steering.max_length:
+        raise UserError(
+            f"steering.max_length={steering.max_length}: the longest text of an answer pair has {report['longest']} tokens. "
+            f"Type steering.max_length={report['longest']}, or {lengths.OR_DROP}."
+        )
+    enforce(ws, report)
 
 
 def refuse_known_overflow(ws: Workspace) -> None:
@@ -90,13 +118,17 @@ def refuse_known_overflow(ws: Workspace) -> None:
     Raises:
         UserError: they are, and `dtype.on_overflow` is error.
     """
-    policy = ws.config.dtype
-    if policy.weights is Weights.fp16 and policy.residual is Residual.same:
-        where = _remembered(ws).get(ws.checkpoint.fingerprint)
-        if where is not None:
-            name = ws.config.model.name
-            sentence = f"dtype={policy.name} cannot hold {name}: its numbers were seen to pass 65504, fp16's largest, at {where}."
-            _refuse(ws, sentence, ["dtype=bf16", "dtype=fp16 (residual stream in fp32)"])
+    policy, path = ws.config.dtype, _memory(ws)
+    if policy.weights is not Weights.fp16 or policy.residual is not Residual.same or not _remembers(policy):
+        return
+    known = read_json(path) if path.exists() else None
+    if known is None or (ws.depth is not None and known["layer"] >= ws.depth):
+        return
+    sentence = (
+        f"dtype={policy.name} cannot hold {ws.config.model.name}: its numbers were seen to pass 65504, fp16's largest, at "
+        f"{known['where']} (remembered in {path}; delete that file to have it seen anew)."
+    )
+    _refuse(ws, sentence, ["dtype=bf16", "dtype=fp16"])
 
 
 def _refuse(ws: Workspace, sentence: str, overrides: list[str]) -> None:
@@ -122,16 +154,17 @@ def _reference(ws: Workspace) -> Callable[[], LanguageModel] | None:
 
 
 def _memory(ws: Workspace) -> Path:
-    return ws.store.root / "overflow.json"
+    """What is known of the run's weights; one file for each, so that runs side by side lose nothing."""
+    return ws.store.root / "overflow" / f"{ws.checkpoint.fingerprint}.json"
 
 
-def _remembered(ws: Workspace) -> dict[str, str]:
-    found: dict[str, str] = read_json(_memory(ws)) if _memory(ws).exists() else {}
-    return found
+def _remembers(policy: DtypeConfig) -> bool:
+    """Whether what is seen under a policy is true of the weights: quantised ones are others."""
+    return policy.quantize is Quantize.none
 
 
-def _remember(ws: Workspace, where: str) -> None:
-    known = _remembered(ws)
-    if ws.checkpoint.fingerprint not in known:
+def _remember(ws: Workspace, seen: dict[str, Any]) -> None:
+    whole = ws.depth is None or seen["layer"] < ws.depth  # above the last layer of a part stands another norm
+    if whole and _remembers(ws.config.dtype):
         _memory(ws).parent.mkdir(parents=True, exist_ok=True)
-        write_json(_memory(ws), known | {ws.checkpoint.fingerprint: where})
+        write_json(_memory(ws), {key: seen[key] for key in ("where", "layer", "largest")})

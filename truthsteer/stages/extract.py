@@ -38,8 +38,10 @@ def run(ws: Workspace) -> Artifact:
         max_dropped=steering.max_dropped,
         **limit,
     )
-    if not ws.runs(Stage.extract):
-        return ws.store.need(key, "extract")
+    known = ws.store.find(key) if ws.runs(Stage.extract) else ws.store.need(key, "extract")
+    if known is not None:
+        preflight.check_known(ws, known.json(preflight.REPORT))
+        return known
 
     def write(folder: Path) -> None:
         from truthsteer.extraction import extract

@@ -318,6 +318,7 @@ def make_numerics(
     bad = {"bad_texts": 1.0, "bad_real": 0.98} if nan_from is not None else {"bad_texts": 0.0, "bad_real": 0.0}
     passed = {
         "coefficient": None,
+        "finite_coefficient": None,
         "layer": None,
         "bad_pad": 0.0,
         "largest": (largest(peak, 0) or 0.0) if peak >= 0 else 0.0,

@@ -124,7 +124,7 @@ def test_a_bad_member_takes_its_pair_along_and_too_many_stop_the_run():
     assert kept.dropped[0].pair == activations.pairs[3].id
     assert "layer 2" in kept.dropped[0].reason
     activations.answer_last[10:13, 0, 1, 0] = np.inf
-    with pytest.raises(UserError, match=r"4 of 200 pairs \(2%\).*dtype=bf16"):
+    with pytest.raises(UserError, match=r"4 of 200 pairs \(2\.0%\).*allows 1\.0%\..*stages=\[doctor\]"):
         drop_bad(activations, max_dropped=0.01)
 
 

@@ -129,7 +129,13 @@ def test_steering_alone_can_overflow(texts, tokenizer):
     assert steered["first"]["where"] == "the steering at layer 1"
     assert report["passes"][0]["first"] is None
     assert "under steering only" in report["verdict"]
-    assert "steering.coefficients=[250000,500000]" in report["overrides"]
+    finite = steered["finite_coefficient"]
+    assert f"steering.coefficients=[{finite:g}]" in report["overrides"]
+    passes = [
+        look(lm, texts, FP16_PURE, injection_at=(1, value, CoefficientUnit.residual_norm))["passes"][2]
+        for value in (finite, 2 * finite)
+    ]
+    assert [item["bad_texts"] > 0 for item in passes] == [False, True]
     told = look(LanguageModel(build("gemma3"), tokenizer), texts, injection_at=(1, 1e6, CoefficientUnit.residual_norm))
     assert safe(told)["fp16_pure"] is False
 

@@ -16,7 +16,7 @@ from test_length import workspace
 
 from truthsteer import neutral, nonfinite
 from truthsteer.conditions import score_choices, vectors_of
-from truthsteer.config import GenerationConfig
+from truthsteer.config import DtypeConfig, GenerationConfig, Residual, Weights
 from truthsteer.decoding import Request, decode, generate
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, steered
@@ -99,7 +99,7 @@ def test_a_coefficient_that_overflows_is_named_with_question_condition_and_layer
     assert any(text in found for text in (*QUESTIONS, *PASSAGES))
     assert "The numbers are first not finite at" in found
     assert "layer 1" in found.split("The numbers are first not finite at")[1]
-    assert found.endswith("Steering overflows: type smaller steering.coefficients."), "float32 has no wider format"
+    assert found.endswith("Steering overflows: type much smaller steering.coefficients."), "float32 has no wider format"
     assert "without steering" not in found
 
 
@@ -144,10 +144,19 @@ def in_fp16(tokenizer, scale: float = 1.0) -> LanguageModel:
 def test_what_to_type_depends_on_the_case(tokenizer, read):
     found = message(read, in_fp16(tokenizer, 1e5), injections(gemma := in_fp16(tokenizer), None))
     assert re.match(says(read, "baseline", "not steered"), found)
-    assert "Type dtype=bf16, or dtype=fp16 (float32 residual stream) and not fp16_pure; stages=[doctor]" in found
+    assert "Type dtype=bf16, or dtype=fp16 (float32 residual stream); stages=[doctor]" in found
     found = message(read, gemma, injections(gemma, 1))
     assert re.match(says(read, NAMES[1], "steered at layer 1"), found)
-    assert found.endswith("type smaller steering.coefficients, dtype=bf16 or dtype=fp32.")
+    assert found.endswith("steering.coefficients, or dtype=bf16, or dtype=fp16 (float32 residual stream).")
+    gemma.policy = DtypeConfig("fp16", Weights.fp16, Residual.fp32)
+    assert "dtype=fp16" not in message(read, gemma, injections(gemma, 1))
+
+
+def test_the_strongest_coefficient_that_holds_is_told(tokenizer):
+    gemma = in_fp16(tokenizer)
+    conditions = [None, Injection(1, torch.full((gemma.hidden_size,), 1e4), 20.0)]
+    found = message(scored, gemma, conditions, names=NAMES[:2])
+    assert "Steering overflows, and at a coefficient of 5 this text does not: type smaller" in found
 
 
 @readers
@@ -159,7 +168,7 @@ def test_the_cause_is_looked_for_without_the_hooks_of_the_run(lm, read, monkeypa
         ids = torch.tensor([list(ids)])
         plain = nn_forward(model, ids)
         seen.append((injection, torch.equal(model.forward(ids), plain)))
-        return "It is there." if injection is not None else ""
+        return "It is there." if injection is not None and injection.coefficient > 1e38 else ""
 
     def nn_forward(model, ids):
         hooks = [dict(layer._forward_hooks) for layer in model.layers]
@@ -173,7 +182,9 @@ def test_the_cause_is_looked_for_without_the_hooks_of_the_run(lm, read, monkeypa
     monkeypatch.setattr("truthsteer.probe.diagnose", look)
     conditions = injections(lm, 1)
     assert "It is there. Steering overflows" in message(read, lm, conditions)
-    assert seen == [(None, True), (conditions[1], True)]
+    weaker = Injection(conditions[1].layer, conditions[1].vector, conditions[1].coefficient / 2)
+    assert [same for _, same in seen] == [True] * len(seen)
+    assert [injection and injection.coefficient for injection, _ in seen[:3]] == [None, 3e38, weaker.coefficient]
 
 
 @readers

@@ -53,7 +53,8 @@ def measured(
         "when_too_long": "error", "equal_pairs": 0,
         "passes": [
             {
-                "name": name, "coefficient": 0.8 if name == "steered" else None, "layer": 1 if name == "steered" else None,
+                "name": name, "coefficient": 0.8 if name == "steered" else None,
+                "finite_coefficient": None, "layer": 1 if name == "steered" else None,
                 "bad_texts": bad, "bad_real": bad / 2, "bad_pad": 0.0, "largest": residual, "first": spot if bad else None,
             }
             for name in ("right", "left", "steered")
@@ -202,11 +203,13 @@ def test_the_first_check_that_failed_is_mended_first_and_a_broken_copy_before_an
     assert broken["besides"] == []
 
 
-def test_smaller_coefficients_are_advised_only_if_steering_alone_breaks():
+def test_smaller_coefficients_are_advised_if_they_were_seen_to_hold():
     facts = measured("fp16_pure")
     facts["passes"][2] |= {"bad_texts": 1.0, "bad_real": 1.0, "first": measured(bad=1.0)["passes"][2]["first"]}
+    assert not any("coefficients" in item for item in complete(facts)["overrides"])
+    facts["passes"][2]["finite_coefficient"] = 0.2
     report = complete(facts)
-    assert report["overrides"][-1] == "steering.coefficients=[0.2,0.4]"
+    assert report["overrides"][-1] == "steering.coefficients=[0.2]"
     assert "under steering only" in report["verdict"]
     assert not any("coefficients" in item for item in complete(measured("fp16_pure", bad=1.0))["overrides"])
 

@@ -174,7 +174,7 @@ def test_what_overflow_does_is_no_part_of_what_a_run_is(overflowing, tmp_path, l
 
 
 def test_on_overflow_warn_goes_on_until_pairs_are_counted(overflowing, tmp_path, caplog):
-    with pytest.raises(UserError, match=r"pairs \(100%\) have activations that are not finite"):
+    with pytest.raises(UserError, match=r"pairs \(100\.0%\) have activations that are not finite"):
         run(overflowing, tmp_path, "dtype=fp16_pure", "dtype.on_overflow=warn", "stages=[extract]")
     assert "dtype.on_overflow=warn: going on." in caplog.text
 

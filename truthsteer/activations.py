@@ -160,12 +160,11 @@ def drop_bad(activations: Activations, max_dropped: float) -> Activations:
         if not ok.all()
     )
     lost = len(dropped) / len(activations.pairs)
-    allowed = "none is left" if lost == 1 else f"steering.max_dropped={max_dropped:g} allows {max_dropped:.0%}"
+    allowed = "none is left" if lost == 1 else f"steering.max_dropped={max_dropped:g} allows {max_dropped:.1%}"
     if lost > max_dropped or lost == 1:
         raise UserError(
-            f"{len(dropped)} of {len(activations.pairs)} pairs ({lost:.0%}) have activations that are not finite, the first "
-            f"{dropped[0].reason}; {allowed}. The numbers overflow: type dtype=bf16 or dtype=fp16 (float32 residual stream), "
-            "not fp16_pure; type stages=[doctor] to see where."
+            f"{len(dropped)} of {len(activations.pairs)} pairs ({lost:.1%}) have activations that are not finite, the first "
+            f"{dropped[0].reason}; {allowed}. Type stages=[doctor] to see where, and which dtype holds them."
         )
     return activations.without(dropped) if dropped else activations
 

@@ -17,7 +17,7 @@ from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel, select_rows
-from truthsteer.nonfinite import Reading
+from truthsteer.nonfinite import Blame
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import PLAIN, Prompts
 
@@ -79,7 +79,7 @@ def decode(
     """
     groups, operator = batches(requests, batch_tokens, config.max_new_tokens), operator or Add()
     with RowSteering(lm, conditions, operator) as steering:
-        reading = Reading(lm, conditions, names, operator, steering)
+        reading = Blame(lm, conditions, names, operator, steering)
         for number, group in enumerate(groups):
             if not skip(number):
                 done = _decode_batch(reading, [requests[index] for index in group], config, tuple(stop))
@@ -88,7 +88,7 @@ def decode(
 
 @torch.no_grad()
 def _decode_batch(
-    reading: Reading, requests: list[Request], config: GenerationConfig, stop: tuple[str, ...]
+    reading: Blame, requests: list[Request], config: GenerationConfig, stop: tuple[str, ...]
 ) -> list[Generated]:
     lm, steering = reading.lm, reading.steering
     ids, mask = lm.pad([request.context for request in requests], left=True)
@@ -136,7 +136,7 @@ def _decode_batch(
     return [finished[row] for row in range(len(requests))]
 
 
-def _not_finite(reading: Reading, request: Request, tokens: list[int]) -> UserError:
+def _not_finite(reading: Blame, request: Request, tokens: list[int]) -> UserError:
     whose = reading.whose(request.name or reading.text(request.context), request.condition)
     fault = f"The logits of {whose} are not finite at token {len(tokens) + 1} of the answer"
     return reading.error(fault, [*request.context, *tokens], request.condition)

@@ -115,7 +115,8 @@ def examine(
     if injection is not None:
         steered, _, _ = run.read(injection=injection)
         readings.append(steered)
-        passes.append(run.summary("steered", steered, injection))
+        only = bool((steered.bad & steered.real).any()) and not bool((right.bad & right.real).any())
+        passes.append(run.summary("steered", steered, injection, run.finite(injection) if only else None))
     compared = None
     if reference is not None and thorough and not bool((right.bad & right.real).any()):
         compared = compare(lm, rows, reference)

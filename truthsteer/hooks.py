@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,14 @@ class Injection:
     vector: Tensor
     """[hidden], float32, in coefficient units."""
     coefficient: float
+
+
+HALVINGS = 10
+
+
+def halved(injection: Injection) -> Iterator[Injection]:
+    """The same with a half, a quarter ... of the coefficient, for the largest that a model bears."""
+    return (replace(injection, coefficient=injection.coefficient / 2**k) for k in range(1, HALVINGS + 1))
 
 
 class StopForwardError(Exception):

@@ -35,9 +35,11 @@ class LanguageModel:
         decoder: the text decoder (`get_decoder()`).
         layers: its decoder layers.
         chat: whether questions are asked through the chat template.
+        policy: the numeric policy it was loaded under; None if it was given.
         cautions: what the hardware makes of the dtype, a sentence each.
     """
 
+    policy: DtypeConfig | None = None
     cautions: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
@@ -120,7 +122,7 @@ class LanguageModel:
         target = pick_device(device)
         model, tokenizer, cautions = loading.load(config, policy, target, checkpoint or resolve(config), depth)
         lm = cls(model, tokenizer, config.chat_template)
-        lm.cautions = tuple(cautions)
+        lm.policy, lm.cautions = policy, tuple(cautions)
         return lm
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from truthsteer.hooks import Injection
     from truthsteer.model import LanguageModel
-    from truthsteer.nonfinite import Reading
+    from truthsteer.nonfinite import Blame
     from truthsteer.operators import Operator
 
 ENGLISH = Path(__file__).parent / "texts" / "neutral.txt"
@@ -105,14 +105,14 @@ def measure(
             condition and layer.
     """
     from truthsteer.hooks import RowSteering
-    from truthsteer.nonfinite import Reading
+    from truthsteer.nonfinite import Blame
     from truthsteer.operators import Add
 
     encoded = _encode(lm.tokenizer, passages, max_tokens)
     units = _plan([len(ids) for ids in encoded], len(conditions), batch_tokens)
     operator = operator or Add()
     with RowSteering(lm, [*conditions, None], operator) as steering:
-        reading = Reading(lm, conditions, names, operator, steering)
+        reading = Blame(lm, conditions, names, operator, steering)
         for number, unit in enumerate(units):
             if not skip(number):
                 yield number, _measure_unit(reading, passages, encoded, unit)
@@ -171,7 +171,7 @@ def _plan(lengths: Sequence[int], conditions: int, budget: int) -> list[_Unit]:
 
 
 def _measure_unit(
-    reading: Reading, texts: Sequence[str], encoded: Sequence[tuple[int, ...]], unit: _Unit
+    reading: Blame, texts: Sequence[str], encoded: Sequence[tuple[int, ...]], unit: _Unit
 ) -> list[tuple[int, Neutral]]:
     import torch
 

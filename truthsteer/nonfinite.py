@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from truthsteer.config import Residual
 from truthsteer.errors import UserError
-from truthsteer.hooks import Injection, RowSteering
+from truthsteer.hooks import Injection, RowSteering, halved
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Operator
 
@@ -24,8 +25,8 @@ _ALONE = (
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A pass of which one row was not finite: what it takes to look for the reason.
+class Blame:
+    """What it takes to say whose numbers were not finite, and why.
 
     Attributes:
         lm: the model.
@@ -66,13 +67,13 @@ class Reading:
         # The hooks are still there: from here on they steer nothing.
         self.steering.assign(torch.zeros(0, dtype=torch.long))
         injection = self.conditions[condition]
-        where, steered = diagnose(self.lm, ids), False
+        where, steering = diagnose(self.lm, ids), ""
         if injection is not None and where:
             where += " It is so without steering."
-        elif injection is not None:
-            where = diagnose(self.lm, ids, injection, self.operator)
-            steered = bool(where)
-        return UserError(f"{fault}. {where or _ALONE} {_remedy(self.lm, steered)}")
+        elif injection is not None and (where := diagnose(self.lm, ids, injection, self.operator)):
+            finite = (each for each in halved(injection) if not diagnose(self.lm, ids, each, self.operator))
+            steering = _weaker(next(finite, None))
+        return UserError(f"{fault}. {where or _ALONE} {_remedy(self.lm, steering)}")
 
 
 def shown(text: str) -> str:
@@ -81,12 +82,20 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
 
-def _remedy(lm: LanguageModel, steered: bool) -> str:
+def _weaker(finite: Injection | None) -> str:
+    """What to say of steering that overflows, and of the strongest that was found not to."""
+    if finite is None:
+        return "Steering overflows: type much smaller steering.coefficients"
+    return (
+        f"Steering overflows, and at a coefficient of {finite.coefficient:g} this text does not: type smaller "
+        "steering.coefficients"
+    )
+
+
+def _remedy(lm: LanguageModel, steering: str) -> str:
     """What to type; nothing that the model already is."""
-    weights = lm.model.get_input_embeddings().weight.dtype
-    narrow = "dtype=bf16 or dtype=fp32" if weights is torch.float16 else ""
-    if steered:
-        return f"Steering overflows: type smaller steering.coefficients{f', {narrow}' if narrow else ''}."
-    if narrow:
-        return "Type dtype=bf16, or dtype=fp16 (float32 residual stream) and not fp16_pure; stages=[doctor] shows which is safe."
-    return "Type stages=[doctor] to see why."
+    if lm.model.get_input_embeddings().weight.dtype is not torch.float16:
+        return f"{steering}." if steering else "Type stages=[doctor] to see why."
+    kept = lm.policy is not None and lm.policy.residual is Residual.fp32
+    wider = "dtype=bf16 or dtype=fp32" if kept else "dtype=bf16, or dtype=fp16 (float32 residual stream)"
+    return f"{steering}, or {wider}." if steering else f"Type {wider}; stages=[doctor] shows which is safe."

@@ -210,10 +210,8 @@ def _overrides(report: Mapping[str, Any]) -> list[str]:
     better = [name for name in order if name != own and found[name]["safe"]]
     unknown = [name for name in order if name != own and found[name]["safe"] is None]
     typed += [f"dtype={name}" for name in better or unknown]
-    steered = [item for item in report["passes"] if item["name"] == "steered" and item["bad_real"]]
-    if steered and not any(item["bad_real"] for item in report["passes"] if item["name"] != "steered"):
-        typed.append(f"steering.coefficients=[{steered[0]['coefficient'] / 4:g},{steered[0]['coefficient'] / 2:g}]")
-    return typed
+    finite = [item["finite_coefficient"] for item in report["passes"]]
+    return typed + [f"steering.coefficients=[{value:g}]" for value in finite if value is not None]
 
 
 def _besides(report: Mapping[str, Any]) -> list[dict[str, str]]:

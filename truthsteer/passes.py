@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from truthsteer.config import CoefficientUnit
-from truthsteer.hooks import Injection, capture
+from truthsteer.hooks import Injection, capture, halved
 from truthsteer.model import LanguageModel
 from truthsteer.numerics import MASSIVE, number
 from truthsteer.operators import Operator
@@ -85,13 +85,24 @@ class Passes:
             "cause": cause(spot),
         }
 
-    def summary(self, name: str, reading: Reading, injection: Injection | None = None) -> dict[str, Any]:
-        """One pass of the report."""
+    def finite(self, injection: Injection) -> float | None:
+        """The largest coefficient, of a half of this one, a quarter ..., under which no text overflows."""
+        for weaker in halved(injection):
+            reading, _, _ = self.read(injection=weaker)
+            if not bool((reading.bad & reading.real).any()):
+                return weaker.coefficient
+        return None
+
+    def summary(
+        self, name: str, reading: Reading, injection: Injection | None = None, finite: float | None = None
+    ) -> dict[str, Any]:
+        """One pass of the report; `finite` is what `finite` gives."""
         bad, real = reading.bad.any(0), reading.real
         layer = None if injection is None else injection.layer
         return {
             "name": name,
             "coefficient": None if injection is None else injection.coefficient,
+            "finite_coefficient": finite,
             "layer": layer,
             "bad_texts": float((bad & real).any(1).float().mean()),
             "bad_real": float((bad & real).sum() / real.sum()),

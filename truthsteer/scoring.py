@@ -18,7 +18,7 @@ from truthsteer.branching import Brancher, Pass, Unit
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
-from truthsteer.nonfinite import Reading, shown
+from truthsteer.nonfinite import Blame, shown
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import Branch
 
@@ -68,7 +68,7 @@ def score(
     """
     operator = operator or Add()
     with RowSteering(lm, conditions, operator) as steering:
-        reading = Reading(lm, conditions, names, operator, steering)
+        reading = Blame(lm, conditions, names, operator, steering)
         brancher = Brancher(lm, branches, steering, len(conditions), batch_tokens, share)
         for number, unit in enumerate(brancher.units):
             if not skip(number):
@@ -76,7 +76,7 @@ def score(
 
 
 def _score_unit(
-    reading: Reading, branches: Sequence[Branch], questions: Sequence[str], brancher: Brancher, unit: Unit
+    reading: Blame, branches: Sequence[Branch], questions: Sequence[str], brancher: Brancher, unit: Unit
 ) -> list[Score]:
     totals: dict[tuple[int, int, int], float] = {}
     for step in brancher.walk(unit, whole=False):
@@ -90,7 +90,7 @@ def _score_unit(
     return [Score(*key, value) for key, value in sorted(totals.items())]
 
 
-def _not_finite(reading: Reading, branch: Branch, asked: str, continuation: int, condition: int) -> UserError:
+def _not_finite(reading: Blame, branch: Branch, asked: str, continuation: int, condition: int) -> UserError:
     tokens = branch.continuations[continuation]
     whose = reading.whose(asked or reading.text(branch.context), condition)
     fault = f"The log-probability of {shown(reading.text(tokens))} to {whose} rests on logits that are not finite"

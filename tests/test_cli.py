@@ -24,6 +24,8 @@ SMALL = ("steering.layers=[3]", "steering.coefficients=[0.4]", "steering.control
         ("steering.max_length=abc", "'abc' of type 'str' could not be converted to Integer"),
         ("steering.max_length=-5", "Type steering.max_length=8 or more"),
         ("steering.layers=[9]", "The model has 5 layers: type 0 to 4"),
+        ("model.layer=9", "model.layer=9 is not a layer. The model has 5 layers: type 0 to 4"),
+        ("dtype.attention=flash_attention_2", "Type dtype=bf16 with it"),
         ("steering.coefficients=[0]", "0 is the baseline"),
         ("steering.coefficients=[-1]", "no positive value"),
         ("model=local", "Type model.path=FOLDER"),

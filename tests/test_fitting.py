@@ -237,8 +237,15 @@ def test_a_cgroup_bounds_what_is_free(tmp_path):
     group = tmp_path / "sys/fs/cgroup/job/step"
     write(tmp_path / "proc/self", cgroup="0::/job/step\n")
     write(group, memory__max="max\n", memory__current="5\n", memory__stat="inactive_file 1\n")
-    write(group.parent, memory__max="3000\n", memory__current="2500\n", memory__stat="anon 5\ninactive_file 700\n")
-    assert free_memory(tmp_path) == 3000 - (2500 - 700)
+    write(
+        group.parent,
+        memory__max="3000\n",
+        memory__current="2500\n",
+        memory__stat="anon 5\ninactive_file 700\nactive_file 90\n",
+    )
+    assert free_memory(tmp_path) == 3000 - (2500 - 790)
+    (group.parent / "memory.stat").unlink()
+    assert free_memory(tmp_path) == 500, "a limit counts although nothing is known of the cache"
     write(group, memory__max="1000\n", memory__current="900\n", memory__stat="inactive_file 0\n")
     assert free_memory(tmp_path) == 100
     write(group, memory__max="800\n", memory__current="900\n", memory__stat="inactive_file 0\n")
@@ -250,7 +257,10 @@ def test_an_old_cgroup_bounds_it_too_and_none_does_not(tmp_path):
     write(old / "proc/self", cgroup="5:cpu:/x\n4:memory:/job\n")
     folder = old / "sys/fs/cgroup/memory/job"
     write(
-        folder, memory__limit_in_bytes="4000", memory__usage_in_bytes="1000", memory__stat="total_inactive_file 500\n"
+        folder,
+        memory__limit_in_bytes="4000",
+        memory__usage_in_bytes="1000",
+        memory__stat="total_inactive_file 500\ninactive_file 9\n",
     )
     assert free_memory(old) == 3500
     assert free_memory(tmp_path / "none") > 3500

@@ -11,6 +11,7 @@ from conftest import FAMILIES, build
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from truthsteer import loading
 from truthsteer.checkpoint import Checkpoint, resolve
 from truthsteer.config import Attention, Device, DtypeConfig, ModelConfig, Quantize, Residual, Weights
 from truthsteer.errors import UserError
@@ -78,7 +79,7 @@ def test_weights_of_the_text_part_that_are_missing_are_refused_and_others_are_no
     assert load(folder).num_layers == 4
     kept.pop(next(name for name in kept if name.endswith("layers.3.mlp.up_proj.weight")))
     save_file(kept, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 weights of Gemma3ForCausalLM, model\.layers\.3\.mlp\.up_proj"):
+    with pytest.raises(UserError, match=r"lacks 1 weight of Gemma3ForCausalLM, model\.layers\.3\.mlp\.up_proj"):
         load(folder)
 
 
@@ -217,6 +218,33 @@ def test_a_tokenizer_without_pad_or_beginning_works(saved):
     together = lm.logits(lm.forward(ids, mask=mask))[1, -1]
     alone = lm.logits(lm.forward(torch.tensor([[8]])))[0, -1]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2", "llama"])
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path, family):
+    """transformers makes an empty one, of one token or five."""
+    build(family).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer.*tokenizer\.json") as refused:
+        load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_needs_a_package_asks_for_it(saved, monkeypatch):
+    def lacking(*args, **kwargs):
+        raise ImportError("needs sentencepiece\n and more")
+
+    folder, _ = saved("qwen2")
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lacking)
+    with pytest.raises(UserError, match=r"The tokenizer of .*: needs sentencepiece Install what is missing") as refused:
+        load(folder, DtypeConfig("int8", Weights.fp16, Residual.fp32, quantize=Quantize.int8))
+    assert "bitsandbytes" not in str(refused.value)
+
+
+def test_a_layer_too_narrow_for_4_bits_is_one_sentence(saved):
+    pytest.importorskip("bitsandbytes")
+    folder, _ = saved("gemma3")
+    with pytest.raises(UserError, match=r"saved cannot compute with dtype=int4 on cpu: .*\. Type dtype=bf16\."):
+        load(folder, DtypeConfig("int4", Weights.bf16, quantize=Quantize.int4))
 
 
 def test_a_download_that_broke_off_is_named(saved):

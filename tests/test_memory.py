@@ -185,7 +185,7 @@ POLICIES = st.builds(
     st.just("any"),
     st.sampled_from(list(Weights)),
     st.sampled_from(list(Residual)),
-    st.sampled_from(list(Attention)),
+    st.sampled_from([Attention.sdpa, Attention.eager]),
 )
 
 
@@ -335,6 +335,16 @@ def test_a_model_of_unknown_shape_is_measured_by_its_config_json(composed, tmp_p
     assert fitting.sizes_of(composed("model=local", f"model.path={tmp_path}")) == known
     assert fitting.sizes_of(composed("model=hub", "model.id=a/b")) is None
     assert fitting.sizes_of(composed("model=hub", "model.id=a/b"), str(tmp_path)) == known
+
+
+def test_weights_that_are_quantised_already_are_not_counted(tmp_path):
+    path = tmp_path / "config.json"
+    build("qwen2").save_pretrained(tmp_path)
+    assert of_checkpoint(str(tmp_path)) is not None
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    assert of_checkpoint(str(tmp_path)) is None
 
 
 def test_a_judge_is_told_its_own_keys(tmp_path, monkeypatch):

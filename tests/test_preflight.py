@@ -236,6 +236,31 @@ def test_only_the_layers_that_are_read_are_loaded(overflowing, tmp_path, loads):
     assert loads == [2, None]
 
 
+@pytest.mark.parametrize("key", ["model.layer", "steering.layers"])
+def test_a_layer_that_only_the_checkpoint_tells_is_named_as_it_was_typed(overflowing, tmp_path, key):
+    value = "[9]" if key == "steering.layers" else "9"
+    with pytest.raises(UserError, match=rf"^{key}=9 is not a layer\. The model has 4 layers: type 0 to 3"):
+        run(overflowing, tmp_path, f"{key}={value}", "stages=[extract]")
+    with pytest.raises(UserError, match=r"is not a layer\. Type 0 or more\."):
+        run(overflowing, tmp_path, f"{key}={value.replace('9', '-1')}", "stages=[extract]")
+
+
+def test_a_comparison_that_fails_does_not_lose_the_report(overflowing, tmp_path, monkeypatch, caplog):
+    load = LanguageModel.from_config.__func__
+
+    def from_config(cls, config, policy, *rest):
+        if policy.name == "fp32":
+            raise UserError("It does not fit after all.")
+        return load(cls, config, policy, *rest)
+
+    monkeypatch.setattr(LanguageModel, "from_config", classmethod(from_config))
+    folder = run(overflowing, tmp_path, "dtype=bf16", "stages=[doctor]")
+    report = json.loads((folder / "doctor.json").read_text())
+    assert report["reference"] is None
+    assert report["outcome"] == "safe"
+    assert "no comparison with fp32: It does not fit after all." in caplog.text
+
+
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tokenizer):
     model = build("gemma3")
     with torch.no_grad():

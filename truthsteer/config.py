@@ -196,7 +196,9 @@ class ModelConfig:
 
 def check_layer(key: str, layer: int, num_layers: int | None) -> None:
     """Raise unless `layer` indexes one of `num_layers` decoder layers (unknown: only negative ones are refused)."""
-    top = "" if num_layers is None else f" The model has {num_layers} layers: type 0 to {num_layers - 1}."
+    top = (
+        " Type 0 or more." if num_layers is None else f" The model has {num_layers} layers: type 0 to {num_layers - 1}."
+    )
     _require(layer >= 0 and (num_layers is None or layer < num_layers), f"{key}={layer} is not a layer.{top}")
 
 
@@ -216,6 +218,12 @@ class DtypeConfig:
     on_overflow: OnOverflow = OnOverflow.error
     """error: stop where the doctor or the check before extraction finds numbers that overflow. warn: go on; pairs that are
     not finite are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        if self.weights is Weights.fp32 and self.attention is Attention.flash_attention_2:
+            raise UserError(
+                "dtype.attention=flash_attention_2 computes in 16 bits only. Type dtype=bf16 with it, or dtype.attention=sdpa."
+            )
 
 
 @dataclass

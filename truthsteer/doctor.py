@@ -8,6 +8,7 @@ is plain JSON; `numerics` says what it means. It changes nothing and stores noth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ from truthsteer.model import LanguageModel
 from truthsteer.numerics import BF16_MAX, FP16_MAX, bits, complete, context, number, token_sum
 from truthsteer.operators import Operator
 from truthsteer.passes import Passes, Text, compare, strongest
+from truthsteer.precision import bf16_native
 from truthsteer.prompts import Branch
 from truthsteer.reading import Reading
+
+log = logging.getLogger("truthsteer")
 
 PREFLIGHT_TEXTS = 4
 """Texts of a check that is not thorough."""
@@ -119,8 +123,12 @@ def examine(
         passes.append(run.summary("steered", steered, injection, run.finite(injection) if only else None))
     compared = None
     if reference is not None and thorough and not bool((right.bad & right.real).any()):
-        compared = compare(lm, rows, reference)
-        checks.append(soundness.reference(compared, policy))
+        try:
+            compared = compare(lm, rows, reference)
+            checks.append(soundness.reference(compared, policy))
+        except (UserError, RuntimeError) as error:  # what was found without it is worth more than it
+            log.warning("no comparison with fp32: %s", str(error).splitlines()[0])
+    devices = list(dict.fromkeys(point.device for point in right.points))
     return complete(
         {
             "model": name or type(lm.model).__name__,
@@ -129,8 +137,8 @@ def examine(
                 for key, value in to_plain(policy).items()
                 if key in ("name", "weights", "residual", "attention", "matmul", "quantize")
             },
-            "device": ", ".join(dict.fromkeys(point.device for point in right.points)),
-            "bf16_native": lm.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False),
+            "device": ", ".join(devices),
+            "bf16_native": all(bf16_native(torch.device(name).index or 0) for name in devices if "cuda" in name),
             "thorough": thorough,
             "given": len(texts),
             "texts": len(rows),
@@ -214,7 +222,7 @@ def _largest_weight(lm: LanguageModel) -> float | None:
     head = lm.model.get_output_embeddings()
     weights = {id(weight): weight for module in (lm.decoder, head) for weight in module.parameters()}
     found = [
-        weight.detach().abs().amax().float().cpu()
+        torch.stack(weight.detach().aminmax()).abs().max().float().cpu()  # without a copy of the weight
         for weight in weights.values()
         if weight.is_floating_point() and weight.element_size() > 1 and weight.device.type != "meta" and weight.numel()
     ]

@@ -20,6 +20,9 @@ from truthsteer.config import DtypeConfig, ModelConfig, Quantize
 from truthsteer.errors import UserError
 from truthsteer.precision import DTYPES, apply, check_hardware, check_weights
 
+FAULTS = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What transformers raises for files that are missing, broken or no model."""
+
 TEXT_PARTS = {
     # Both layouts there are: the hub's, and the one in which transformers 5 names the modules.
     "gemma3": (
@@ -60,8 +63,8 @@ def load(
     where = {"revision": checkpoint.commit, "trust_remote_code": config.trust_remote_code}
     direct = device.type == "cuda" or policy.quantize is not Quantize.none  # never whole in the computer's memory
     location = checkpoint.location
+    tokenizer = _tokenizer(location, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, **where)
         architecture = AutoConfig.from_pretrained(location, **where)
         kind, architecture, renamed = text_part(architecture)
         loaded: Any = kind.from_pretrained(
@@ -83,7 +86,7 @@ def load(
             f"{location} does not fit into the memory of {device} as {policy.name}. Type dtype=int8 or dtype=int4, use more "
             "GPUs, or a smaller model."
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAULTS as error:
         first = _first_line(error)
         if "attn_implementation" in first:
             raise UserError(
@@ -94,10 +97,12 @@ def load(
             "tokenizer beside them."
         ) from error
     model, report = loaded
+    _check_tokenizer(tokenizer, model, location)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(
-            f"{location} lacks {len(names)} weights of {type(model).__name__}, {names[0]} for one; they would be random. "
+            f"{location} lacks {len(names)} weight{'s' * (len(names) > 1)} of {type(model).__name__}, {names[0]} for one: "
+            "random numbers would stand there. "
             "Check that model.path holds the whole checkpoint of this architecture."
         )
     check_weights(model, policy, location)
@@ -105,6 +110,31 @@ def load(
         model.to(device)
     apply(model, policy)
     return model, tokenizer, cautions
+
+
+def _tokenizer(location: str, where: dict[str, Any]) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(location, **where)
+    except ImportError as error:
+        raise UserError(
+            f"The tokenizer of {location} cannot be loaded: {_first_line(error)} Install what is missing, or put a "
+            "tokenizer.json beside the weights."
+        ) from error
+    except FAULTS as error:
+        raise UserError(
+            f"{location} cannot be loaded: its tokenizer: {_first_line(error)} Check model.id or model.path; the "
+            "tokenizer's files (tokenizer.json, tokenizer_config.json) must be there."
+        ) from error
+
+
+def _check_tokenizer(tokenizer: Any, model: Any, location: str) -> None:
+    """Where its files are missing, transformers makes an empty one."""
+    tokens, vocabulary = len(tokenizer), model.config.get_text_config().vocab_size
+    if 2 * tokens < vocabulary:
+        raise UserError(
+            f"The tokenizer of {location} knows {tokens} tokens, and the model has {vocabulary}: its files are missing or "
+            "another model's. Put tokenizer.json and tokenizer_config.json beside the weights."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """How much memory work on a model takes, from the config alone, and how much there is.
 
-An upper bound, made to be within about 1.6 of what is measured: weights exactly; keys and values, and what one pass through
+An upper bound, made to be within about 1.7 of what is measured: weights exactly; keys and values, and what one pass through
 the layers holds at once, from what the code keeps alive and the longest text there may be. It knows no checkpoint beyond
 its `Sizes`. It does not know how a GPU's allocator cuts its blocks, nor what other programs will take meanwhile.
 """
@@ -237,9 +237,9 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "")
         if "memory" in controllers.split(","):
-            base, names = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base, names = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         elif controllers:
             continue
         own = base / path.lstrip("/")
@@ -251,13 +251,17 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
                 break
 
 
-def _room(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
+def _room(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
     try:
         allowed, used = ((folder / name).read_text(encoding="utf-8").strip() for name in (limit, usage))
-        stat = (folder / "memory.stat").read_text(encoding="utf-8").split()
     except OSError:
         return None
     if allowed == "max":
         return None
-    cached = int(stat[stat.index(droppable) + 1]) if droppable in stat else 0
+    try:
+        lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    cache = {f"{prefix}inactive_file", f"{prefix}active_file"}
+    cached = sum(int(size) for name, size in (line.split() for line in lines) if name in cache)
     return max(0, int(allowed) - max(0, int(used) - cached))

@@ -121,7 +121,15 @@ class LanguageModel:
         layers."""
         target = pick_device(device)
         model, tokenizer, cautions = loading.load(config, policy, target, checkpoint or resolve(config), depth)
-        lm = cls(model, tokenizer, config.chat_template)
+        try:
+            lm = cls(model, tokenizer, config.chat_template)
+        except RuntimeError as error:
+            if policy.quantize is Quantize.none:
+                raise
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{config.name} cannot compute with dtype={policy.name} on {target}: {first}. Type dtype=bf16."
+            ) from error
         lm.policy, lm.cautions = policy, tuple(cautions)
         return lm
 

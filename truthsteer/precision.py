@@ -20,6 +20,8 @@ DTYPES = {Weights.fp32: torch.float32, Weights.bf16: torch.bfloat16, Weights.fp1
 
 FP16_CAPABILITY = (5, 3)
 """The oldest CUDA compute capability with fp16 arithmetic."""
+BF16_CAPABILITY = (8, 0)
+"""The oldest with bf16 arithmetic."""
 
 
 def set_precision(policy: DtypeConfig) -> None:
@@ -55,7 +57,7 @@ def _check_gpu(policy: DtypeConfig, index: int) -> list[str]:
     name = torch.cuda.get_device_name(index)
     if policy.weights is Weights.fp16 and torch.cuda.get_device_capability(index) < FP16_CAPABILITY:
         raise UserError(f"The GPU {name} computes no fp16. Type dtype=fp32, or device=cpu.")
-    if policy.weights is Weights.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if policy.weights is Weights.bf16 and not bf16_native(index):
         if not torch.cuda.is_bf16_supported(including_emulation=True):
             raise UserError(
                 f"The GPU {name} computes no bf16. Type dtype=fp16, which keeps the residual stream in fp32."
@@ -65,6 +67,11 @@ def _check_gpu(policy: DtypeConfig, index: int) -> list[str]:
             "stream in fp32, is as safe and faster here."
         ]
     return []
+
+
+def bf16_native(index: int) -> bool:
+    """Whether a GPU has bf16 arithmetic of its own."""
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(index) >= BF16_CAPABILITY
 
 
 def _cpu_computes(weights: Weights) -> bool:
@@ -100,7 +107,8 @@ def check_weights(model: nn.Module, policy: DtypeConfig, location: str) -> None:
             )
         if max(-low, high) == float("inf"):
             cause = (
-                "it passes 65504, the largest fp16 number. Type dtype=bf16 or dtype=fp32"
+                "it passes 65504, the largest fp16 number, or the checkpoint is damaged. Type dtype=bf16, which tells the "
+                "two apart"
                 if policy.weights is Weights.fp16
                 else "the checkpoint is damaged, and no dtype mends it. Download or save it again"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truthsteer import fitting, lengths, numerics
-from truthsteer.config import DtypeConfig, OnOverflow, Quantize, Residual, TooLong, Weights
+from truthsteer.config import Attention, DtypeConfig, OnOverflow, Quantize, Residual, TooLong, Weights
 from truthsteer.errors import UserError
 from truthsteer.records import Question
 from truthsteer.store import read_json, write_json
@@ -145,7 +145,8 @@ def _reference(ws: Workspace) -> Callable[[], LanguageModel] | None:
         return None
     from truthsteer.model import LanguageModel
 
-    policy = DtypeConfig("fp32", attention=config.dtype.attention)
+    eager = config.dtype.attention is Attention.eager
+    policy = DtypeConfig("fp32", attention=Attention.eager if eager else Attention.sdpa)
     lacking = fitting.lacking(config, policy, ws.checkpoint.location, ws.checkpoint.commit)
     if lacking:
         log.info("no comparison with fp32: %s", lacking)

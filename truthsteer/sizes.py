@@ -67,7 +67,8 @@ def of_checkpoint(location: str, commit: str | None = None, trust_remote_code: b
         trust_remote_code: run code that comes with the checkpoint.
 
     Returns:
-        None where transformers cannot make a model of it: loading says why.
+        None where transformers cannot make a model of it (loading says why), or where its weights are quantised: their
+        formats are not counted here.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -76,6 +77,8 @@ def of_checkpoint(location: str, commit: str | None = None, trust_remote_code: b
 
     try:
         config = AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            return None
         kind, architecture, _ = text_part(config)
         with torch.device("meta"):
             if kind is AutoModelForCausalLM:

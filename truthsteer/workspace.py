@@ -87,8 +87,11 @@ class Workspace:
         known = self.config.model.shape.num_layers
         total = known or self.checkpoint.num_layers
         layers = self.config.steering.layers or [total // 2]
+        model = self.config.model
+        own = layers in (model.layers, [model.layer])  # what `steering.layers` is unless it is typed
+        key = "model.layer" if own else "steering.layers"
         for layer in layers:
-            check_layer("steering.layers", layer, total)
+            check_layer(key, layer, total)
         return layers
 
     @cached_property

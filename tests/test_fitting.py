@@ -162,11 +162,33 @@ def test_the_readmes_large_run_is_answered_with_what_would_fit():
     said = str(refused.value)
     assert said.startswith("model=gemma3_27b as fp16 does not fit: to score takes ")
     assert "weights 50.3" in said
-    assert "1 GPU has 24.0 GiB free" in said
+    assert "1 GPU has 24.0 GiB free. What" in said
     assert "dtype=int4" in said
     assert re.search(r"\d such GPUs", said)
     with pytest.raises(UserError, match="Nothing smaller of it fits: type a smaller model"):
         check(model, POLICIES["int4"], works, Available((2 * GIB,), gpu=False))
+    with pytest.raises(
+        UserError, match=r"2 GPUs have 48\.0 GiB free \(layers are whole: 10% of several GPUs stays empty\)"
+    ):
+        check(model, POLICIES["fp16"], works, Available((24 * GIB,) * 2, gpu=True))
+
+
+def test_what_is_kept_in_the_computers_memory_is_none_of_a_gpus():
+    load = Load(Work.extract, 1024, 384, pairs=100_000)
+    said = []
+    for gpu in (True, False):
+        with pytest.raises(UserError) as refused:
+            check(known("gemma3_27b"), POLICIES["fp16"], [load], Available((GIB,), gpu=gpu))
+        said.append(str(refused.value))
+    assert "in the computer's memory" not in said[0]
+    assert "in the computer's memory" in said[1]
+
+
+def test_fewer_bits_are_the_policies_of_the_configuration():
+    for policy in fitting.NARROWER:
+        assert policy == config("device=cpu", f"dtype={policy.name}").dtype
+    for name in ("fp32", "bf16", "fp16"):
+        assert ModelSpec("owner/name", dtype=name).policy == config("device=cpu", f"dtype={name}").dtype
 
 
 @pytest.fixture
@@ -289,6 +311,7 @@ def test_the_plan_states_every_kind_of_work(tmp_path, capsys, monkeypatch):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"  {work} ")]
         assert "weights 21.9" in line
         assert line.endswith("does not fit here"), line
+    assert "  What would fit: batch_tokens=" in shown
     assert re.search(r"  judge llm +0\.\d: weights 0\.0", shown)
 
 

@@ -222,6 +222,17 @@ def test_a_sweep_of_the_doctor_ends_in_one_table(overflowing, tmp_path):
     assert not list((tmp_path / ".hydra").rglob("examined")), "a job's note to its sweep is left"
 
 
+def test_a_sweep_keeps_its_table_although_a_job_fails(overflowing, tmp_path):
+    own = (*SMALL, f"model.path={overflowing}", "doctor.reference=false")
+    done = run_cli("-m", *own, "dtype=fp16_pure,bf16", "stages=[doctor,extract]", root=tmp_path)
+    assert done.returncode == 2
+    assert "dtype=fp16_pure fails" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.lstrip().startswith(("fp16", "bf16"))]
+    assert [row[0] for row in rows] == ["bf16", "fp16_pure"]
+    named = next(line for line in done.stdout.splitlines() if line.startswith("in full: ")).split()[2:]
+    assert [json.loads(Path(path).read_text())["policy"]["name"] for path in named] == ["fp16_pure", "bf16"]
+
+
 def test_only_the_layers_that_are_read_are_loaded(overflowing, tmp_path, loads):
     run(overflowing, tmp_path, "dtype=bf16", "steering.layers=[1]", "stages=[extract]")
     assert loads == [2]

@@ -105,6 +105,19 @@ class Activations:
         found = self._where(np.array([pair.id not in gone for pair in self.pairs], dtype=bool))
         return replace(found, dropped=(*self.dropped, *lost))
 
+    def losses(self) -> list[str]:
+        """What was dropped or cut, a phrase for each kind, with its first example."""
+        found = []
+        for loss in Loss:
+            own = [item for item in self.dropped if item.kind is loss]
+            if own:
+                found.append(
+                    f"{len(own)} of {len(self.pairs) + len(self.dropped)} answer pairs dropped: {own[0].reason}"
+                )
+        if self.truncated:
+            found.append(f"{len(self.truncated)} texts of {len(self.pairs)} answer pairs read without their end")
+        return found
+
     def _where(self, keep: np.ndarray) -> Activations:
         """The pairs that `keep`, [pairs] bool, names; what is known of others is left as it is."""
         pairs = tuple(pair for pair, kept in zip(self.pairs, keep, strict=True) if kept)

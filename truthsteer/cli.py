@@ -14,7 +14,7 @@ import re
 import sys
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -40,7 +40,7 @@ EXIT_INTERRUPTED = 130
 SEVERAL = ("judge", "method")
 """Groups of which several options can be chosen at once."""
 EXAMINED = "examined"
-"""A job's note to its sweep: the folder of a run that the doctor has seen."""
+"""A job's note to its sweep, made as it starts: the folder of a run that the doctor is to look at."""
 REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
 """What may be typed with `run=`."""
 
@@ -68,7 +68,10 @@ def main() -> None:
 
     try:
         sys.argv[1:] = [_quoted_null(argument) for argument in sys.argv[1:]]
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+        try:
+            hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+        finally:
+            Sweep.show()  # Hydra does not say that a sweep has ended when one of its jobs has failed
         if refused:
             _fail(str(refused[0]))
     except UserError as error:
@@ -111,10 +114,12 @@ def _task(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     scratch = Path(hydra_config.runtime.output_dir)
     try:
-        folder = execute(config, list(hydra_config.overrides.task))
-        if hydra_config.mode is RunMode.MULTIRUN and Stage.doctor in config.stages and folder is not None:
+        if hydra_config.mode is RunMode.MULTIRUN and Stage.doctor in config.stages:
+            from truthsteer.runs import folder_for
+
             scratch.mkdir(parents=True, exist_ok=True)
-            (scratch / EXAMINED).write_text(str(folder.resolve()), encoding="utf-8")
+            (scratch / EXAMINED).write_text(str(folder_for(config).resolve()), encoding="utf-8")
+        execute(config, list(hydra_config.overrides.task))
     finally:
         _remove_if_empty(scratch)
 
@@ -127,27 +132,36 @@ class Sweep(Callback):
             error = job_return._return_value
             log.error("%s", error, exc_info=None if isinstance(error, UserError) else error)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        marks = sorted(Path(config.hydra.sweep.dir).glob(f"*/{EXAMINED}"), key=lambda path: int(path.parent.name))
-        folders = [Path(mark.read_text(encoding="utf-8")) for mark in marks]
-        for mark in marks:
+    folder: ClassVar[Path | None] = None
+    """Where the jobs of this process's sweep leave their notes."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        Sweep.folder = Path(config.hydra.sweep.dir)
+
+    @staticmethod
+    def show() -> None:
+        """The doctor's table, if it has looked at anything in this sweep."""
+        if Sweep.folder is None:
+            return
+        from truthsteer import numerics_text, preflight
+        from truthsteer.store import read_json
+        from truthsteer.terminal import table
+
+        reports = []
+        for mark in sorted(Sweep.folder.glob(f"*/{EXAMINED}"), key=lambda path: int(path.parent.name)):
+            report = Path(mark.read_text(encoding="utf-8")) / preflight.REPORT
+            if report.exists() and report.stat().st_mtime >= mark.stat().st_mtime and report not in reports:
+                reports.append(report)
             mark.unlink()
             _remove_if_empty(mark.parent)
-        if folders:
-            _show_examined(folders)
+        if reports:
+            columns = numerics_text.rates_table([read_json(report) for report in reports])
+            console().print(table("Numerics", numerics_text.RATES_CAPTION, columns))
+            console().print(f"in full: {' '.join(map(str, reports))}", soft_wrap=True, highlight=False)
 
 
-def _show_examined(folders: list[Path]) -> None:
-    from truthsteer import numerics_text, preflight
-    from truthsteer.store import read_json
-    from truthsteer.terminal import table
-
-    reports = [read_json(folder / preflight.REPORT) for folder in dict.fromkeys(folders)]
-    console().print(table("Numerics", numerics_text.RATES_CAPTION, numerics_text.rates_table(reports)))
-
-
-def execute(config: Config, overrides: list[str]) -> Path | None:
-    """Run, judge again, or print the plan, and show the result. Returns the run's folder."""
+def execute(config: Config, overrides: list[str]) -> None:
+    """Run, judge again, or print the plan, and show the result."""
     from truthsteer.pipeline import run
     from truthsteer.runs import folder_for
 
@@ -158,7 +172,7 @@ def execute(config: Config, overrides: list[str]) -> Path | None:
         from truthsteer.plan import show_plan
 
         show_plan(config)
-        return None
+        return
     folder = folder_for(config)
     log.info("run %s", folder)
     summary = run(config, overrides, checkpoint)
@@ -170,7 +184,6 @@ def execute(config: Config, overrides: list[str]) -> Path | None:
         for sentence in (*(item["effect"] for item in summary["verdict"]), *summary["warnings"]):
             out.print(f"- {sentence}", soft_wrap=True, highlight=False, markup=False)
         out.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    return folder
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -5,7 +5,7 @@ Everything that a refusal suggests fits by the same estimate (`memory.estimate`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from truthsteer.config import Config, Device, DtypeConfig, Quantize, Residual, Stage, Weights
@@ -107,13 +107,13 @@ def check(sizes: Sizes, policy: DtypeConfig, works: Sequence[Load], there: Avail
     over = [load for load in works if not fits(sizes, policy, load, there)]
     if not over:
         return
-    worst = max((estimate(sizes, policy, load) for load in over), key=lambda need: need.total + need.host)
-    would = list(dict.fromkeys(remedies(sizes, policy, works, there, keys)))
-    typed = f"What would fit: {'; '.join(would)}." if would else "Nothing smaller of it fits: type a smaller model."
+    worst = max((estimate(sizes, policy, load) for load in over), key=lambda need: takes(need, there))
+    margin = f" (layers are whole: {SPLIT_MARGIN - 1:.0%} of several GPUs stays empty)" if len(there.parts) > 1 else ""
+    typed = would_fit(remedies(sizes, policy, works, there, keys))
     raise UserError(
-        f"{keys.model} as {policy.name} does not fit: to {worst.work.value} takes {gib(worst.total + worst.host)} GiB "
-        f"({parts(worst)}), and {there.what} {'have' if len(there.parts) > 1 else 'has'} {gib(there.bytes)} GiB free. {typed}"
-        f"{keys.escape}"
+        f"{keys.model} as {policy.name} does not fit: to {worst.work.value} takes {gib(takes(worst, there))} GiB "
+        f"({parts(worst, there)}), and {there.what} {'have' if len(there.parts) > 1 else 'has'} {gib(there.bytes)} GiB free"
+        f"{margin}. {typed}{keys.escape}"
     )
 
 
@@ -141,6 +141,12 @@ def remedies(sizes: Sizes, policy: DtypeConfig, works: Sequence[Load], there: Av
             if all(fits(sizes, policy, load, more) for load in works):
                 yield f"{count} such GPUs"
                 return
+
+
+def would_fit(typed: Iterable[str]) -> str:
+    """The sentence that a refusal ends with."""
+    would = list(dict.fromkeys(typed))
+    return f"What would fit: {'; '.join(would)}." if would else "Nothing smaller of it fits: type a smaller model."
 
 
 def _smaller(sizes: Sizes, policy: DtypeConfig, works: Sequence[Load], there: Available) -> int | None:
@@ -210,14 +216,19 @@ def gib(size: float) -> str:
     return f"{size / GIB:.1f}"
 
 
-def parts(need: Estimate) -> str:
-    """What the largest shares are."""
+def takes(need: Estimate, there: Available) -> int:
+    """Bytes where the model is."""
+    return need.total if there.gpu else need.total + need.host
+
+
+def parts(need: Estimate, there: Available) -> str:
+    """What the largest shares are, where the model is."""
     named = {
         "weights": need.weights,
         "keys and values": need.cache,
         "layers": need.passing,
         "logits": need.logits,
         "kept activations": need.kept,
-        "in the computer's memory": need.host,
+        "in the computer's memory": 0 if there.gpu else need.host,
     }
     return ", ".join(f"{name} {gib(size)}" for name, size in named.items() if size >= 0.05 * GIB or name == "weights")

@@ -151,27 +151,30 @@ def _memory(ws: Workspace, splits: tuple[Splits, ...] | None) -> Iterator[str]:
         yield f"memory     in GiB, by an estimate; {there.what}: {fitting.gib(there.bytes)} free"
         steered = {question.id for split in splits for question in split.steer} if splits else ()
         length, tried = config.steering.max_length, _tried(ws)
-        works = fitting.loads(config, tried, len(steered))
-        works.append(memory.Load(memory.Work.train, length, length, lowest=min(tried, default=0)))
-        for load in works:
-            need = memory.estimate(sizes.first_layers(ws.depth), config.dtype, load)
-            fit = fitting.fits(sizes.first_layers(ws.depth), config.dtype, load, there)
-            asks = " (methods that train, a text at a time)" if load.work is memory.Work.train else ""
+        works, loaded = fitting.loads(config, tried, len(steered)), sizes.first_layers(ws.depth)
+        training = memory.Load(memory.Work.train, length, length, lowest=min(tried, default=0))
+        for load in [*works, training]:
+            need = memory.estimate(loaded, config.dtype, load)
+            fit = fitting.fits(loaded, config.dtype, load, there)
+            asks = " (methods that train, a text at a time)" if load is training else ""
             yield (
-                f"  {load.work.value:<9}{fitting.gib(need.total + need.host)}: {fitting.parts(need)}{asks}"
+                f"  {load.work.value:<9}{fitting.gib(fitting.takes(need, there))}: {fitting.parts(need, there)}{asks}"
                 f"{'' if fit else '; does not fit here'}"
             )
+        if not all(fitting.fits(loaded, config.dtype, load, there) for load in works):
+            would = fitting.remedies(loaded, config.dtype, works, there, fitting.Keys())
+            yield f"  {fitting.would_fit(would)}"
         for name, judge in ws.judges.items():
-            yield from _judge(name, judge)
+            yield from _judge(name, judge, there)
     yield f"resources  {asked.gpus} GPUs, {asked.cpus} CPUs, {asked.mem_gb} GB, {asked.timeout_min} minutes on a cluster"
 
 
-def _judge(name: str, judge: Any) -> Iterator[str]:
+def _judge(name: str, judge: Any, there: memory.Available) -> Iterator[str]:
     """What a judge's language model takes, where it has one and it is on this machine."""
     if hasattr(judge, "batch_tokens") and not _missing(judge):
         need = judge_model.memory_of(judge.spec, judge.batch_tokens, judge.max_length)
         if need is not None:
-            yield f"  judge {name:<9}{fitting.gib(need.total)}: {fitting.parts(need)}, once the model above is gone"
+            yield f"  judge {name:<9}{fitting.gib(need.total)}: {fitting.parts(need, there)}, once the model above is gone"
 
 
 def _tried(ws: Workspace) -> list[int]:

@@ -28,6 +28,7 @@ def run(ws: Workspace) -> dict[str, Any]:
     write_json(ws.folder / preflight.REPORT, report)
     for line in lines(report):
         log.info(line)
+    log.info("in full: %s", ws.folder / preflight.REPORT)
     if ws.runs(Stage.extract):
         preflight.enforce(ws, report)
     return report

@@ -6,12 +6,15 @@ why at once.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from truthsteer import preflight
 from truthsteer.config import Stage, TooLong
 from truthsteer.store import Artifact, Key, write_json
 from truthsteer.workspace import Workspace, questions_digest
+
+log = logging.getLogger("truthsteer")
 
 VERSION = 2
 
@@ -63,6 +66,8 @@ def run(ws: Workspace) -> Artifact:
                 batch_tokens=ws.config.batch_tokens,
                 advance=advance,
             )
+        for phrase in found.losses():
+            log.warning(phrase)
         found.save(folder)
         write_json(folder / preflight.REPORT, numerics)
 

@@ -315,6 +315,7 @@ def make_numerics(
     where = {"token": token, "position": 0, "channel": 443, "bits_bf16": 100.0}
     where_first = f"the residual add after the MLP of layer {nan_from}"
     first = {"layer": nan_from, "point": "resid_out", "where": where_first, "text": "q0001 true"}
+    first |= {"largest": None, "cause": "infinite, in float16"}
     bad = {"bad_texts": 1.0, "bad_real": 0.98} if nan_from is not None else {"bad_texts": 0.0, "bad_real": 0.0}
     passed = {
         "coefficient": None,
@@ -379,8 +380,12 @@ def make_numerics(
             "residual": bits - 0.585 * thorough,
             "norm": bits + 1 if norms else None,
             "matmul": bits + 6,
+            "scores": None,
             "weights": 15.2,
         },
+        "largest": dict.fromkeys(("residual", "norm", "matmul", "scores", "weights")),
+        "predicted": None,
+        "bf16_native": True,
         "missing_points": [],
         "policies": [
             {"name": "fp16_pure", "safe": safe, "bits": bits, "why": "There is room." if safe else unsafe},

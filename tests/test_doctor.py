@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAMILIES, build, make_questions
+from made_results import make_numerics
+from test_numerics import measured
 from test_probe import GEMMA, overflowing
 
 from truthsteer import numerics, numerics_text, soundness
@@ -461,6 +463,28 @@ def test_pairs_that_a_run_leaves_out_are_not_looked_at(texts, tokenizer):
     assert "whose pairs are left out" in "\n".join(numerics_text.lines(report))
     with pytest.raises(UserError, match=rf"too_long=drop leaves none of .* Type steering\.max_length={limit + 1}"):
         look(lm, given, FP16_PURE, max_length=8, too_long=TooLong.drop)
+
+
+def differences(made: object, real: object, where: str = "report") -> list[str]:
+    """Keys that one record has and the other has not; of a list its first record. What is None may be a record elsewhere."""
+    if isinstance(made, list) and isinstance(real, list) and made and real:
+        return differences(made[0], real[0], f"{where}[0]")
+    if not isinstance(made, dict) or not isinstance(real, dict):
+        return []
+    odd = [f"{where}.{key}" for key in sorted(set(made) ^ set(real))]
+    return odd + [
+        name for key in made.keys() & real.keys() for name in differences(made[key], real[key], f"{where}.{key}")
+    ]
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["safe", "not finite"])
+def test_the_reports_that_tests_make_up_have_the_keys_of_real_ones(texts, tokenizer, bad):
+    model = overflowing("gemma3") if bad else build("gemma3")
+    policy = FP16_PURE if bad else FP32
+    lm = under(policy, model, tokenizer)
+    real = look(lm, texts, policy, reference=lambda: lm)
+    assert differences(numerics.complete(measured(bad=float(bad))), real) == []
+    assert differences(make_numerics(nan_from=1 if bad else None), real) == []
 
 
 def test_logits_that_overflow_are_foretold(texts, tokenizer):

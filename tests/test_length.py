@@ -246,6 +246,17 @@ def made_up(pairs: int = 4) -> Activations:
     )
 
 
+def test_losses_are_told_by_kind():
+    whole = made_up()
+    whole.answer_last[2, 1, 1, 0] = np.nan
+    assert drop_bad(whole, max_dropped=0.25).losses() == [
+        "1 of 5 answer pairs dropped: its text is long",
+        "1 of 5 answer pairs dropped: not finite from layer 1 on",
+        "1 texts of 3 answer pairs read without their end",
+    ]
+    assert dataclasses.replace(whole, dropped=(), truncated=()).losses() == []
+
+
 def test_counts_survive_their_file_and_every_selection(tmp_path):
     whole = made_up()
     whole.save(tmp_path)

@@ -33,6 +33,9 @@ POLICIES = {
 }
 """Policies the report judges, with what they are, from the least range to the most."""
 
+PARTS = {"residual": "residual stream", "norm": "norms after sublayers", "matmul": "matrix products"}
+"""Group of points (`points.GROUPS`) -> in words."""
+
 
 def bits(largest: float | None, top: float = FP16_MAX) -> float | None:
     """Headroom of a largest |x| below `top`; None where nothing but zero, or nothing finite, was found."""
@@ -142,14 +145,7 @@ def _policy(report: Mapping[str, Any], name: str) -> dict[str, Any]:
         )
     if unknown and name in ("fp16_pure", "fp16"):
         return {"name": name, "safe": None, "bits": least, "why": "; ".join(unknown)}
-    return {"name": name, "safe": True, "bits": least, "why": f"least headroom in the {_PARTS[part]}"}
-
-
-_PARTS = {
-    "residual": "residual stream",
-    "norm": "norms after sublayers",
-    "matmul": "matrix products",
-}
+    return {"name": name, "safe": True, "bits": least, "why": f"least headroom in the {PARTS[part]}"}
 
 
 def _too_little(report: Mapping[str, Any], name: str, part: str, least: float) -> str:
@@ -157,7 +153,7 @@ def _too_little(report: Mapping[str, Any], name: str, part: str, least: float) -
     if name == "fp16_pure" and predicted is not None and least < 0:
         return f"passes 65504 first at {predicted['where']}"
     what = "more than it holds" if least < 0 else f"less than {MARGIN_BITS:g} bit of headroom"
-    return f"{_PARTS[part]}: {report['largest'][part]:.3g} at most, {what}"
+    return f"{PARTS[part]}: {report['largest'][part]:.3g} at most, {what}"
 
 
 def _outcome(report: Mapping[str, Any]) -> str:

@@ -75,6 +75,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     found.append("layer  device    residual  token           channel  fp16 bits  norms  products")
     found += [_layer_line(item) for item in _tightest(report["layers"])]
     found.append("checks: " + ", ".join(f"{item['name']} {_PASSED[item['passed']]}" for item in report["checks"]))
+    found += [f"  {item['name']}: {item['meaning']}" for item in report["checks"] if item["passed"] is not True]
     if report["reference"] is not None:
         found.append(_reference_line(report["reference"]))
     found.append(report["context"])

@@ -10,19 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from truthsteer import numerics
 from truthsteer.figures.style import PALETTE, SERIES, Figure, canvas, short, signed, svg
+from truthsteer.numerics import FP16_MAX, PARTS
 from truthsteer.points import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LARGEST_FP16 = 65504
-"""fp16 holds no larger number: the next one is infinite."""
-
-TOP = math.log2(LARGEST_FP16)
-
-GROUPS = {"residual": "residual stream", "norm": "norms after sublayers", "matmul": "matrix products"}
-"""Key in the report -> name."""
+TOP = math.log2(FP16_MAX)
 
 DEEPEST = 30.0
 """Bits below the largest number, under which nothing is drawn."""
@@ -61,7 +57,7 @@ def headroom(summary: dict[str, Any]) -> Figure | None:
     if not report or not report["layers"]:
         return None
     drawing, [axes] = canvas(1, height=4.2)
-    found = [group for group in groups(report) if group.exists and group.key in GROUPS]
+    found = [group for group in groups(report) if group.exists and group.key in PARTS]
     for group in found:
         _curve(axes, report, group)
     steered, bad = _steered(axes, report), first_bad(report)
@@ -77,7 +73,7 @@ def headroom(summary: dict[str, Any]) -> Figure | None:
         "above the line becomes infinite in fp16, and NaN soon after: dtype=fp16_pure needs every curve below it; dtype=fp16, "
         "which keeps the residual stream and the norms in fp32, only that of the matrix products; bf16 and fp32 hold all of "
         f"them. A bit of headroom is a factor of 2.{' Numbers that are not finite are not drawn.' if bad else ''}",
-        f"Line chart, logarithmic, of the largest number in each layer against {LARGEST_FP16:,}, the largest of fp16. "
+        f"Line chart, logarithmic, of the largest number in each layer against {FP16_MAX:,.0f}, the largest of fp16. "
         + " ".join(_spelled(report, group) for group in found)
         + (f" Largest under steering: {amount(steered)}." if steered else "")
         + (f" {bad['sentence']}" if bad else ""),
@@ -87,10 +83,10 @@ def headroom(summary: dict[str, Any]) -> Figure | None:
 
 def groups(report: dict[str, Any]) -> list[Group]:
     """What the report says of each kind of numbers, over all layers; the weights last."""
-    found = [_group(report, key, name) for key, name in GROUPS.items()]
+    found = [_group(report, key, name) for key, name in PARTS.items()]
     bits = report["headroom"]["weights"]
     if bits is not None:
-        found.append(Group("weights", "weights", True, True, LARGEST_FP16 / 2**bits, None, "", bits, bits))
+        found.append(Group("weights", "weights", True, True, FP16_MAX / 2**bits, None, "", bits, bits))
     return found
 
 
@@ -107,7 +103,7 @@ def _group(report: dict[str, Any], key: str, name: str) -> Group:
         largest=worst["largest"],
         layer=layer,
         where=f"token {worst['position']} {worst['token']!r}" if worst.get("token") else _product(worst.get("point")),
-        bits=TOP - math.log2(worst["largest"]) if worst["largest"] else None,
+        bits=numerics.bits(worst["largest"]),
         least=report["headroom"][key],
     )
 
@@ -165,7 +161,7 @@ def _values(report: dict[str, Any], key: str) -> list[tuple[int, float | None]]:
 
 
 def _curve(axes: Axes, report: dict[str, Any], group: Group) -> None:
-    colour, marker = SERIES[list(GROUPS).index(group.key)]
+    colour, marker = SERIES[list(PARTS).index(group.key)]
     values = _values(report, group.key)
     heights = [math.log2(value) if value else math.nan for _, value in values]
     room = bits(group.bits) if group.finite else "not finite"
@@ -226,7 +222,7 @@ def _limit(axes: Axes, bad: dict[str, Any] | None) -> None:
     (first, last), top, red = axes.get_xlim(), axes.get_ylim()[1], PALETTE["fourth"]
     axes.axhspan(TOP, top, color=red, alpha=0.08, lw=0, zorder=0)
     axes.axhline(TOP, color=red, lw=1.2, zorder=2)
-    words = f"above {LARGEST_FP16:,}: too large for fp16"
+    words = f"above {FP16_MAX:,.0f}: too large for fp16"
     if bad is None:
         _write(axes, words, (first, top), rightwards=True)
         return
@@ -269,7 +265,7 @@ def _spelled(report: dict[str, Any], group: Group) -> str:
     ends = [f"{amount(value)} in layer {layer}" for layer, value in (values[0], values[-1]) if value]
     told = ends if group.layer is None else [f"largest {amount(group.largest)} in layer {group.layer}", *ends]
     for words, layers in (
-        ("too large for fp16", [layer for layer, value in values if value and value > LARGEST_FP16]),
+        ("too large for fp16", [layer for layer, value in values if value and value > FP16_MAX]),
         ("not finite", [layer for layer, value in values if not value]),
     ):
         if layers:

@@ -16,7 +16,7 @@ from truthsteer.activations import Dropped, Loss, Truncated
 from truthsteer.config import SteeringConfig, TooLong
 from truthsteer.errors import UserError
 from truthsteer.pairs import Pair
-from truthsteer.prompts import Branch, check_length
+from truthsteer.prompts import Branch, check_length, longer_than, whole_lengths
 
 if TYPE_CHECKING:
     from truthsteer.model import LanguageModel
@@ -146,8 +146,7 @@ def check_scored(
     if steering.too_long is TooLong.error:
         check_length(branches, names, steering.max_length, "steering.max_length", or_else)
     else:
-        lengths = [len(b.context) + max((len(c) for c in b.continuations), default=0) for b in branches]
-        _check_positions(lm, lengths, names, or_else)
+        _check_positions(lm, whole_lengths(branches), names, or_else)
 
 
 def check_generated(
@@ -172,12 +171,10 @@ def check_generated(
 
 def _check_positions(lm: LanguageModel, lengths: Sequence[int], names: Sequence[str], remedy: str) -> None:
     positions = getattr(lm.text_config, "max_position_embeddings", None)
-    if positions is None or max(lengths, default=0) <= positions:
+    if positions is None:
         return
-    worst = max(range(len(lengths)), key=lengths.__getitem__)
-    over = sum(length > positions for length in lengths)
-    raise UserError(
-        f"{over} of {len(lengths)} texts are longer than the model's {positions} positions (max_position_embeddings); the "
-        f"longest, with the question {names[worst][:80]!r}, has {lengths[worst]} tokens. Whatever steering.too_long says, "
-        f"answers are not cut where they are scored or generated: type {remedy}."
-    )
+    if found := longer_than(lengths, names, positions, f"the model's {positions} positions (max_position_embeddings)"):
+        raise UserError(
+            f"{found[0]}. Whatever steering.too_long says, answers are not cut where they are scored or generated: type "
+            f"{remedy}."
+        )

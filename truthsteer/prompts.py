@@ -149,12 +149,26 @@ def check_length(
     Raises:
         UserError: names the longest question, its length and what to type.
     """
-    lengths = [len(b.context) + max((len(c) for c in b.continuations), default=0) for b in branches]
-    if lengths and max(lengths) > max_length:
-        worst = max(range(len(lengths)), key=lengths.__getitem__)
-        over = sum(length > max_length for length in lengths)
+    if found := longer_than(whole_lengths(branches), names, max_length, f"{key}={max_length} tokens"):
+        sentence, longest = found
         raise UserError(
-            f"{over} of {len(lengths)} texts are longer than {key}={max_length} tokens; the longest, with the question "
-            f"{names[worst][:80]!r}, has {lengths[worst]}. Nothing is truncated, since that would cut answers: type "
-            f"{key}={lengths[worst]}, or {or_else}."
+            f"{sentence}. Nothing is truncated, since that would cut answers: type {key}={longest}, or {or_else}."
         )
+
+
+def whole_lengths(branches: Sequence[Branch]) -> list[int]:
+    """Tokens of each context with its longest continuation."""
+    return [len(b.context) + max((len(c) for c in b.continuations), default=0) for b in branches]
+
+
+def longer_than(lengths: Sequence[int], names: Sequence[str], limit: int, what: str) -> tuple[str, int] | None:
+    """How many texts pass a limit and which is the longest, without a full stop, and its length; None if none does."""
+    over = sum(length > limit for length in lengths)
+    if not over:
+        return None
+    worst = max(range(len(lengths)), key=lengths.__getitem__)
+    return (
+        f"{over} of {len(lengths)} texts are longer than {what}; the longest, with the question {names[worst][:80]!r}, "
+        f"has {lengths[worst]} tokens",
+        lengths[worst],
+    )

@@ -264,7 +264,7 @@ def test_loading_refuses_missing_and_broken_weights(tmp_path, tokenizer):
     weights = load_file(tmp_path / "model.safetensors")
     gone = {name: value for name, value in weights.items() if "layers.2.mlp.up_proj" not in name}
     save_file(gone, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="lacks 1 weights"):
+    with pytest.raises(UserError, match="lacks 1 weight"):
         LanguageModel.load(str(tmp_path), device="cpu")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

@@ -23,6 +23,9 @@ from truthsteer.precision import DTYPES, apply, check_hardware, check_weights
 FAULTS = (OSError, ValueError, RuntimeError, SafetensorError)
 """What transformers raises for files that are missing, broken or no model."""
 
+BYTES = 256
+"""A tokenizer that can write any text has no fewer tokens."""
+
 TEXT_PARTS = {
     # Both layouts there are: the hub's, and the one in which transformers 5 names the modules.
     "gemma3": (
@@ -128,9 +131,9 @@ def _tokenizer(location: str, where: dict[str, Any]) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any, model: Any, location: str) -> None:
-    """Where its files are missing, transformers makes an empty one."""
+    """Where its files are missing, transformers makes an empty one, with less than the bytes."""
     tokens, vocabulary = len(tokenizer), model.config.get_text_config().vocab_size
-    if 2 * tokens < vocabulary:
+    if tokens < min(BYTES, vocabulary):
         raise UserError(
             f"The tokenizer of {location} knows {tokens} tokens, and the model has {vocabulary}: its files are missing or "
             "another model's. Put tokenizer.json and tokenizer_config.json beside the weights."

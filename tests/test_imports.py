@@ -39,7 +39,7 @@ LAYERS = [
     {"fitting"},
     {"probe"},
     {"soundness", "nonfinite", "passes"},
-    {"branching", "decoding", "doctor"},
+    {"branching", "decoding", "doctor", "upper"},
     {"extraction", "scoring"},
     {"judge_model", "neutral"},
     {"judges", "costs"},

@@ -28,7 +28,7 @@ MIN_SHARED = 16
 PASS_COST, PASS_COST_ON_GPU = {"cpu": 40}, 2048
 """What a pass costs beside its tokens, in tokens: reading the weights, starting kernels."""
 
-UNIT_COST = 256
+UNIT_COST = 96
 """The same of a unit, wherever it is computed: units are the same on every device."""
 
 

@@ -216,10 +216,11 @@ class LanguageModel:
     def logits(self, hidden: Tensor | None) -> Tensor:
         """Next-token logits in float32, soft-capped as the model's own head does. [..., hidden] -> [..., vocabulary]."""
         assert hidden is not None, "a capture ended the pass early: there is nothing to read logits from"
-        logits = self.model.get_output_embeddings()(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return self.capped(self.model.get_output_embeddings()(hidden).float())
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """What the head gives, soft-capped if the model does that (Gemma 2)."""
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     def pad(self, sequences: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
         """Ids and mask, both [batch, longest], padded on the right or on the left."""

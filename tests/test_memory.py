@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_configs import CONFIGS
 
-from truthsteer import fitting, memory, pipeline, scoring
+from truthsteer import fitting, head, memory, pipeline
 from truthsteer.cli import to_config
 from truthsteer.config import Attention, Config, Device, DtypeConfig, Quantize, Residual, Shape, Weights
 from truthsteer.errors import UserError
@@ -102,7 +102,7 @@ def test_what_the_code_keeps_alive_is_counted():
 
 
 def test_a_row_of_logits_is_no_more_than_scoring_holds():
-    assert memory.LOGITS_AT_ONCE == scoring.LOGITS_AT_ONCE
+    assert memory.LOGITS_AT_ONCE == head.LOGITS_AT_ONCE
     large = replace(MODEL, vocab_size=262_144)
     held = memory.LOGITS_AT_ONCE * 12
     assert estimate(large, DtypeConfig("fp32"), Load(Work.score, 65_536, 512)).logits == held

@@ -125,8 +125,8 @@ def test_one_logit_is_enough_although_another_token_was_meant(lm, read, value, m
     """-inf there would leave every other log-probability finite, and no token would be greedier."""
     logits = lm.logits
 
-    def one_bad(hidden):
-        found = logits(hidden)
+    def one_bad(hidden, words=None):
+        found = logits(hidden, words)
         found[..., 1700] = value
         return found
 
@@ -200,7 +200,7 @@ def test_without_names_the_prompt_and_the_coefficient_tell(lm):
     for read in (scored, decoded):
         options = {"questions": ()} if read is scored else {}
         assert "under 'coefficient 3e+38' (steered at layer 1)" in message(read, lm, conditions, names=(), **options)
-    assert f"to 'Q: {QUESTIONS[0]} A:' under" in message(scored, lm, conditions, questions=())
+    assert any(f"to 'Q: {asked} A:' under" in message(scored, lm, conditions, questions=()) for asked in QUESTIONS)
     with (
         steered(lm, conditions[2].vector, 3e38, layer=1),
         pytest.raises(UserError, match=r"'Who\?' under 'no steering'"),
@@ -255,7 +255,7 @@ def test_no_batch_and_no_sampling_needs_float64_on_the_device(lm, monkeypatch):
             return found.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else found
 
     monkeypatch.setattr(torch.Tensor, "double", on_cpu)
-    monkeypatch.setattr(lm, "logits", lambda hidden: logits(hidden).as_subclass(Device))
+    monkeypatch.setattr(lm, "logits", lambda hidden, words=None: logits(hidden, words).as_subclass(Device))
     scored(lm, injections(lm, None))
     decoded(lm, injections(lm, None), config=GenerationConfig(max_new_tokens=2, temperature=1.0))
 

@@ -21,7 +21,7 @@ BYTES = {Weights.fp32: 4, Weights.bf16: 2, Weights.fp16: 2}
 QUANTIZED_BYTES = {Quantize.int8: 1.0, Quantize.int4: 0.5625}
 """Per weight of a linear layer: 4 bits go with a float32 scale per block of 64 (NF4, arXiv:2305.14314)."""
 LOGITS_AT_ONCE = 1 << 26
-"""What `scoring` holds at once."""
+"""What `head` holds at once."""
 SHORTEST_CONTEXT = 8
 """Tokens of the shortest question in its prompt, for how many answers are generated at once."""
 

@@ -213,10 +213,23 @@ class LanguageModel:
         return output.last_hidden_state
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor | None) -> Tensor:
-        """Next-token logits in float32, soft-capped as the model's own head does. [..., hidden] -> [..., vocabulary]."""
+    def logits(self, hidden: Tensor | None, words: slice | None = None) -> Tensor:
+        """Next-token logits in float32, soft-capped as the model's own head does. [..., hidden] -> [..., vocabulary].
+
+        With `words`, those of a part of the vocabulary, where the head is sliceable.
+        """
         assert hidden is not None, "a capture ended the pass early: there is nothing to read logits from"
-        return self.capped(self.model.get_output_embeddings()(hidden).float())
+        head = self.model.get_output_embeddings()
+        if words is None or words == slice(0, self.text_config.vocab_size):
+            return self.capped(head(hidden).float())
+        bias = None if head.bias is None else head.bias[words]
+        return self.capped(nn.functional.linear(hidden.to(head.weight.dtype), head.weight[words], bias).float())
+
+    @property
+    def sliceable_head(self) -> bool:
+        """Whether the head is a plain matrix that is where it computes."""
+        head = self.model.get_output_embeddings()
+        return type(head) is nn.Linear and head.weight.device == self.device
 
     def capped(self, logits: Tensor) -> Tensor:
         """What the head gives, soft-capped if the model does that (Gemma 2)."""

@@ -16,14 +16,12 @@ from torch import Tensor
 
 from truthsteer.branching import Brancher, Pass, Unit
 from truthsteer.errors import UserError
+from truthsteer.head import logprobs
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.nonfinite import Blame, shown
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import Branch
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits held at once (256 MiB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -119,25 +117,9 @@ def _logprobs(
                 rows.append(place)
                 places.append(offset)
                 targets.append(token)
-    values: list[float] = []
-    vocabulary = lm.text_config.vocab_size
-    chunk = max(1, LOGITS_AT_ONCE // vocabulary)
     # A context is read once for all its answers' first tokens: take each distinct position's logits once.
     where = torch.tensor([row * step.tokens.shape[1] + place for row, place in zip(rows, places, strict=True)])
     positions, inverse = where.unique(return_inverse=True)
-    wanted = torch.tensor(targets)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    result = torch.empty(len(keys), dtype=torch.float64)
-    for first in range(0, len(positions), chunk):
-        part = positions[first : first + chunk]
-        logits = lm.logits(flat[part.to(flat.device)])
-        lowest = logits.amin(-1, keepdim=True)
-        logprobs = logits.log_softmax(-1)
-        mine = ((inverse >= first) & (inverse < first + chunk)).nonzero()[:, 0]
-        place = (inverse[mine] - first).to(logprobs.device)
-        picked = logprobs[place, wanted[mine].to(logprobs.device)]
-        # One logit that is NaN or inf makes all log-probabilities NaN; one that is -inf leaves the others finite.
-        picked = picked.where(lowest[place, 0] > float("-inf"), float("nan"))
-        result[mine] = picked.cpu().double()  # on the CPU, since MPS has no float64
-    values = result.tolist()
-    return list(zip(keys, values, strict=True))
+    found = logprobs(lm, flat[positions.to(flat.device)], inverse, torch.tensor(targets))
+    return list(zip(keys, found.tolist(), strict=True))

@@ -87,8 +87,8 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     import torch
 
     from truthsteer.branching import common_prefix
+    from truthsteer.head import LOGITS_AT_ONCE
     from truthsteer.model import select_rows
-    from truthsteer.scoring import LOGITS_AT_ONCE
 
     distinct = sorted(set(branches), key=lambda branch: (-len(branch.context), branch.context, branch.continuations))
     prefix = common_prefix([branch.context[:-1] for branch in distinct]) if len(distinct) > 1 else ()

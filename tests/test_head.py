@@ -1,0 +1,75 @@
+"""Log-probabilities, the vocabulary taken part by part."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILIES, build
+from torch import nn
+
+from truthsteer import head
+from truthsteer.config import DtypeConfig, Residual, Weights
+from truthsteer.head import logprobs
+from truthsteer.model import LanguageModel
+from truthsteer.precision import apply
+
+PLACES = torch.tensor([0, 3, 3, 6, 6, 6, 1])
+TOKENS = torch.tensor([0, 1713, 99, 100, 700, 5, 1200])
+
+
+@pytest.fixture(params=FAMILIES)
+def lm(request, tokenizer) -> LanguageModel:
+    return LanguageModel(build(request.param), tokenizer)
+
+
+def states(lm: LanguageModel) -> torch.Tensor:
+    return torch.randn(7, lm.hidden_size, generator=torch.Generator().manual_seed(2)) * 3
+
+
+@pytest.mark.parametrize(("part", "positions"), [(100, 2), (1714, 3), (1000, 512)])
+def test_parts_give_what_the_whole_gives(lm, part, positions, monkeypatch):
+    monkeypatch.setattr(head, "PART", part)
+    monkeypatch.setattr(head, "POSITIONS", positions)
+    hidden = states(lm)
+    wanted = lm.logits(hidden).double().log_softmax(-1)[PLACES, TOKENS]
+    torch.testing.assert_close(logprobs(lm, hidden, PLACES, TOKENS), wanted, atol=1e-5, rtol=1e-6)
+
+
+def test_a_head_that_casts_what_it_is_given_is_no_exception(tokenizer, monkeypatch):
+    model = build("gemma3").half()
+    apply(model, DtypeConfig("fp16", Weights.fp16, Residual.fp32))
+    lm = LanguageModel(model, tokenizer)
+    hidden = states(lm)
+    wanted = lm.logits(hidden).log_softmax(-1)[PLACES, TOKENS].double()
+    monkeypatch.setattr(head, "PART", 100)
+    torch.testing.assert_close(logprobs(lm, hidden, PLACES, TOKENS), wanted, atol=2e-3, rtol=1e-3)
+
+
+class Offset(nn.Linear):
+    """No plain matrix: a part of its weights is no part of its answer."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) + torch.arange(self.out_features)
+
+
+def test_a_head_of_another_kind_is_taken_whole(tokenizer, monkeypatch):
+    lm = LanguageModel(build("qwen2"), tokenizer)
+    lm.model.lm_head.__class__ = Offset
+    assert not lm.sliceable_head
+    monkeypatch.setattr(head, "PART", 100)
+    wanted = lm.logits(states(lm)).double().log_softmax(-1)[PLACES, TOKENS]
+    torch.testing.assert_close(logprobs(lm, states(lm), PLACES, TOKENS), wanted, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_logit_that_is_not_finite_spoils_every_log_probability_of_its_position(tokenizer, value, monkeypatch):
+    monkeypatch.setattr(head, "PART", 100)
+    lm = LanguageModel(build("llama"), tokenizer)
+    lm.model.lm_head.weight = nn.Parameter(lm.model.lm_head.weight.clone(), requires_grad=False)
+    lm.model.lm_head.weight[650] = 0.0
+    lm.model.lm_head.weight[650, 0] = value
+    hidden = states(lm).abs()
+    found = logprobs(lm, hidden, PLACES, TOKENS)
+    assert torch.isnan(found).all()

@@ -19,6 +19,9 @@ import material
 import numpy as np
 from side_by_side import Arrays, Measured, Side, main, parser, timed
 
+ANSWERS = 8
+"""To each question: those of as many conditions."""
+
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<turn>{{ message['role'] }}\n{{ message['content'] }}</turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
@@ -26,10 +29,16 @@ TEMPLATE = (
 
 
 def answers(options: argparse.Namespace, count: int) -> tuple[list[Any], list[str]]:
-    """Questions with an answer each, true and false in turn."""
-    asked = material.questions(options)
-    chosen = [asked[place % len(asked)] for place in range(count)]
-    return chosen, [question.best if place % 2 else question.incorrect[0] for place, question in enumerate(chosen)]
+    """Questions with 8 answers each, as many conditions give them: the question's own references, again with another end."""
+    asked, texts = [], []
+    for question in material.questions(options):
+        own = [answer for answer, _ in question.choices]
+        for place in range(ANSWERS):
+            asked.append(question)
+            texts.append(own[place % len(own)] + " I think so." * (place // len(own)))
+        if len(asked) >= count:
+            break
+    return asked[:count], texts[:count]
 
 
 def ours(options: argparse.Namespace) -> Measured:
@@ -43,7 +52,10 @@ def ours(options: argparse.Namespace) -> Measured:
     asked, texts = answers(options, options.verdicts)
     judge.judge(asked[:2], texts[:2])
     with timed(options.device) as seconds:
-        verdicts = judge.judge(asked, texts)
+        verdicts = []
+        for first in range(0, len(asked), judge.rows_at_once):  # as a run hands them over
+            part = slice(first, first + judge.rows_at_once)
+            verdicts += judge.judge(asked[part], texts[part])
     assert len(verdicts) == len(asked)
     return Measured(seconds[0], len(verdicts), {"logprobs": np.array(read(options, lm))})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from truthsteer.records import Verdict
@@ -71,43 +72,76 @@ def longest_prompt(lm: LanguageModel, max_length: int) -> int:
 
 
 def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: int) -> list[tuple[float, ...]]:
-    """log p(token | context) over the whole vocabulary, natural logarithm, in float32: one forward pass per context.
+    """log p(token | context) over the whole vocabulary, natural logarithm, in float32: each context read once.
 
-    What all contexts begin with is computed once. They are padded on the right, where no real token sees it.
+    What contexts begin with alike (the instruction, and of the answers to one question all that stands before them) is
+    computed once.
 
     Args:
         lm: the model.
-        branches: contexts, each with the same number of continuations of one token.
+        branches: contexts, each with continuations of one token.
         batch_tokens: key-value slots filled at once (a single context may exceed it).
 
     Returns:
-        The log-probabilities of each branch's continuations; NaN where the model's numbers overflow, which no other
-        branch feels.
+        The log-probabilities of each branch's continuations; NaN where the model's numbers overflow, which no branch that
+        begins otherwise feels.
     """
     import torch
 
-    from truthsteer.branching import common_prefix
-    from truthsteer.head import LOGITS_AT_ONCE
-    from truthsteer.model import select_rows
+    from truthsteer.branching import Brancher
+    from truthsteer.head import logprobs
+    from truthsteer.hooks import RowSteering
+    from truthsteer.operators import Add
+    from truthsteer.prompts import Branch
 
-    distinct = sorted(set(branches), key=lambda branch: (-len(branch.context), branch.context, branch.continuations))
-    prefix = common_prefix([branch.context[:-1] for branch in distinct]) if len(distinct) > 1 else ()
-    start, shared = None, len(prefix)
-    if prefix:
-        start = lm.new_cache()
-        lm.forward(torch.tensor([prefix], device=lm.device), cache=start)
-    found: dict[Branch, tuple[float, ...]] = {}
-    most = max(1, LOGITS_AT_ONCE // lm.text_config.vocab_size)
-    while len(found) < len(distinct):
-        first = len(found)
-        group = distinct[first : first + min(most, max(1, batch_tokens // len(distinct[first].context)))]
-        cache = None if start is None else select_rows(start, torch.zeros(len(group), dtype=torch.long))
-        ids, _ = lm.pad([branch.context[shared:] for branch in group])  # [batch, tokens]
-        hidden = lm.forward(ids, cache=cache, start=shared)  # [batch, tokens, hidden]
-        assert hidden is not None
-        last = torch.tensor([len(branch.context) - shared - 1 for branch in group])
-        logits = lm.logits(hidden[torch.arange(len(group)), last])  # [batch, vocabulary]
-        tokens = torch.tensor([[token for (token,) in branch.continuations] for branch in group])
-        logprobs = logits.log_softmax(-1).gather(1, tokens.to(logits.device)).tolist()  # [batch][continuations]
-        found.update(zip(group, map(tuple, logprobs), strict=True))
-    return [found[branch] for branch in branches]
+    contexts = sorted({branch.context for branch in branches})
+    if not contexts:
+        return []
+    groups = [(contexts[first:last], shared) for first, last, shared in _alike(contexts)]
+    shapes = [
+        Branch(own[0][:shared], tuple(context[shared:] for context in own if shared < len(context)))
+        for own, shared in groups
+    ]
+    states: dict[tuple[int, ...], Any] = {}
+    with torch.no_grad(), RowSteering(lm, [None], Add()) as none:
+        brancher = Brancher(lm, shapes, none, 1, batch_tokens)
+        for unit in brancher.units:
+            for step in brancher.walk(unit, whole=True):
+                assert step.hidden is not None
+                for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
+                    shape = shapes[row.branch]
+                    tail = () if row.continuation < 0 else shape.continuations[row.continuation]
+                    states[shape.context + tail] = step.hidden[place, length - 1].clone()
+    hidden = torch.stack([states[context] for context in contexts])  # [contexts, hidden]
+    of = {context: place for place, context in enumerate(contexts)}
+    places = [of[branch.context] for branch in branches for _ in branch.continuations]
+    tokens = [token for branch in branches for (token,) in branch.continuations]
+    found = iter(logprobs(lm, hidden, torch.tensor(places), torch.tensor(tokens)).tolist())
+    return [tuple(next(found) for _ in branch.continuations) for branch in branches]
+
+
+def _alike(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
+    """(first, last + 1, tokens shared) of groups of sorted contexts; of one that stands alone, all its tokens.
+
+    A group ends where the next context shares much less with it than its members share.
+    """
+    from truthsteer.branching import MIN_SHARED
+
+    def shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+        return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+    steps = [shared(a, b) for a, b in pairwise(contexts)]
+    base = shared(contexts[0], contexts[-1])
+    groups, first = [], 0
+    while first < len(contexts):
+        last, own = first + 1, len(contexts[first])
+        while last < len(contexts):
+            step = steps[last - 1]
+            grows = last - first > 1 and step >= own - MIN_SHARED
+            begins = last - first == 1 and (last == len(steps) or step >= steps[last] - MIN_SHARED)
+            if step - base < MIN_SHARED or not (grows or begins):
+                break
+            last, own = last + 1, min(own, step)
+        groups.append((first, last, own))
+        first = last
+    return groups

@@ -94,7 +94,9 @@ def _verdicts(
         for owner in plan:
             for order, row in enumerate(by_digest[owner]()):
                 owners.setdefault((row.question, row.text), []).append((owner, order))
-        answered = list(owners)
+        # Those to the same question stand together: what a prompt says before the answer is then computed once.
+        places = {question.id: place for place, question in enumerate(questions)}
+        answered = sorted(owners, key=lambda key: places[key[0]])
         with ws.progress(description, len(answered)) as advance:
             for unit, first in enumerate(range(0, len(answered), size)):
                 part = answered[first : first + size]
@@ -108,4 +110,4 @@ def _verdicts(
                     yield unit, rows
                 advance(len(part))
 
-    return ws.store.make_rows(keys, {"rows": size}, compute)
+    return ws.store.make_rows(keys, {"rows": size, "order": "questions"}, compute)

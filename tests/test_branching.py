@@ -10,7 +10,7 @@ from conftest import FAMILIES, build
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthsteer.branching import PASS_COST, Brancher, batched
+from truthsteer.branching import PASS_COST, Brancher, alike, batched
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
@@ -103,3 +103,59 @@ def test_cheap_passes_are_many_and_dear_ones_few():
     assert batched(lengths, [100] * 20, 1000.0) == [(0, 20)]
     assert batched(lengths, [100] * 20, float(PASS_COST["cpu"])) == [(0, 10), (10, 20)]
     assert batched([], [], 1.0) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40).map(tuple), min_size=1, max_size=12))
+def test_every_text_is_in_one_group_and_begins_as_it_does(texts):
+    texts = sorted(texts)
+    groups = alike(texts, 2)
+    assert [place for first, last, _ in groups for place in range(first, last)] == list(range(len(texts)))
+    for first, last, shared in groups:
+        assert 0 <= shared <= len(texts[first])
+        assert len({text[:shared] for text in texts[first:last]}) == 1
+
+
+def test_groups_end_where_texts_share_less():
+    orders = [
+        (1, *question, *lists, *answer)
+        for question in ((2,) * 9, (3,) * 9)
+        for lists in ((4,) * 9, (5,) * 9)
+        for answer in ((6,), (7,))
+    ]
+    assert alike(sorted(orders), 5) == [(0, 2, 19), (2, 4, 19), (4, 6, 19), (6, 8, 19)]
+    assert alike([(1, 2), (1, 3)], 3) == [(0, 1, 2), (1, 2, 2)]
+    assert alike([], 3) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_answers_begin_with_alike_is_computed_once(family, tokenizer, monkeypatch):
+    lm = with_window(family, tokenizer, 64)
+    stem = (5, 6, 7, 8, 9, 10, 11, 12)
+    ends = ((20,), (21, 22, 23), (24,), (), (20, 30, 31))
+    asked = [
+        Branch((2, *range(40, 44 + place)), (*((*stem, *end) for end in ends), (90, 91), (92,))) for place in range(4)
+    ]
+    conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
+    with RowSteering(lm, conditions, Add()) as steering:
+        brancher = Brancher(lm, asked, steering, 2, 8192)
+        fed = [
+            (row, length)
+            for unit in brancher.units
+            for step in brancher.walk(unit, whole=True)
+            for row, length in zip(step.rows, step.lengths, strict=True)
+        ]
+    for condition, place in itertools.product(range(2), range(4)):
+        held = dict.fromkeys(range(7), 0)
+        for row, length in fed:
+            if (row.condition, row.branch) == (condition, place):
+                for index in row.continuations:
+                    assert row.start == held[index], "what comes first is computed first"
+                    held[index] += length
+        assert [held[index] for index in range(7)] == list(map(len, asked[place].continuations))
+    computed = sum(length for row, length in fed if row.continuations)
+    assert computed == 2 * 4 * (8 + 1 + 3 + 1 + 3 + 2 + 1)
+    for _, unit in score(lm, asked, conditions):
+        for item in unit:
+            answer = asked[item.branch].continuations[item.continuation]
+            wanted = alone(lm, asked[item.branch], answer, conditions[item.condition])
+            assert item.logprob == pytest.approx(wanted, abs=2e-4)

@@ -39,7 +39,7 @@ from truthsteer.judges.finetuned import Finetuned
 from truthsteer.judges.llm import Llm
 from truthsteer.judges.llm_json import LlmJson
 from truthsteer.judges.quoting import Quoter, chat_prompts
-from truthsteer.judges.reading import Reading, _alike, next_logprobs, verdict
+from truthsteer.judges.reading import Reading, next_logprobs, verdict
 from truthsteer.model import LanguageModel
 from truthsteer.prompts import Branch
 from truthsteer.records import NO_COMMENT
@@ -148,16 +148,6 @@ def test_what_answers_to_one_question_share_is_read_once(chats, monkeypatch):
     for branch, values in zip(branches, found, strict=True):
         logits = lm.model(input_ids=torch.tensor([branch.context])).logits[0, -1]
         assert values == pytest.approx(logits.log_softmax(-1)[[20, 21]].tolist(), abs=1e-4)
-
-
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40).map(tuple), min_size=1, max_size=12, unique=True))
-def test_every_context_is_in_one_group_and_begins_as_it_does(contexts):
-    contexts = sorted(contexts)
-    groups = _alike(contexts)
-    assert [place for first, last, _ in groups for place in range(first, last)] == list(range(len(contexts)))
-    for first, last, shared in groups:
-        assert 0 < shared <= len(contexts[first])
-        assert len({context[:shared] for context in contexts[first:last]}) == 1
 
 
 # ------------------------------------------------------------------------------------------------ llm: prompts

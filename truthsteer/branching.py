@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ MIN_SHARED = 16
 PASS_COST, PASS_COST_ON_GPU = {"cpu": 40}, 2048
 """What a pass costs beside its tokens, in tokens: reading the weights, starting kernels."""
 
+MIN_STEM = 3
+"""So many tokens that answers to one question begin with alike are computed once."""
+
 UNIT_COST = 96
 """The same of a unit, wherever it is computed: units are the same on every device."""
 
@@ -42,12 +46,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a forward pass."""
+    """One row of a forward pass: a context, or tokens that some of its continuations share."""
 
     condition: int
     branch: int
-    continuation: int
-    """Index within the branch; -1 for the context itself."""
+    continuations: tuple[int, ...]
+    """Indices within the branch; empty for the context itself."""
+    start: int = 0
+    """Tokens of those continuations that earlier passes held."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,34 @@ class Pass:
     """Real tokens of each row in this pass."""
     hidden: Tensor | None
     """[rows, tokens, hidden] after the final norm; None where a capture ended the pass early."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Tokens to feed after a context, or after another node."""
+
+    place: int
+    """Of the branch in its unit."""
+    continuations: tuple[int, ...]
+    start: int
+    tokens: tuple[int, ...]
+    tails: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    """(continuations, tokens) of what follows."""
+    row: int | None = None
+    """Of the node before it, in the pass that held that."""
+
+    @property
+    def parent(self) -> int:
+        return self.place if self.row is None else self.row
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a pass has left: keys and values of its rows, and which slots are real."""
+
+    cache: DynamicCache
+    seen: Tensor
+    """[rows of one condition, slots]."""
 
 
 class Brancher:
@@ -91,6 +125,8 @@ class Brancher:
         self._budget = batch_tokens
         self._prefix = common_prefix([branch.context[:-1] for branch in branches])
         self._prefix_cache: tuple[tuple[int, ...], DynamicCache] | None = None
+        self._overhead = PASS_COST.get(lm.device.type, PASS_COST_ON_GPU)
+        self._stems = self._padded(2)
         self.units = self._plan(conditions)
         self.tokens = 0
         """Token positions computed so far, pads included."""
@@ -104,15 +140,16 @@ class Brancher:
         for first in range(0, conditions, width):
             chunk = tuple(range(first, min(first + width, conditions)))
             fits = [max(1, self._budget // (length * len(chunk))) for length in lengths]
-            overhead = UNIT_COST / len(chunk) if self._padded() else 0.0
+            overhead = UNIT_COST / len(chunk) if self._padded(1) else 0.0
             units += [Unit(chunk, tuple(order[i:j])) for i, j in batched(lengths, fits, overhead)]
         return units
 
-    def _padded(self) -> bool:
-        """Whether pads between contexts and continuations leave every real token in sight of what it may see."""
+    def _padded(self, levels: int) -> bool:
+        """Whether pads between contexts and so many levels below leave every real token in sight of what it may see."""
         window = getattr(self._lm.text_config, "sliding_window", None)
         longest = max(len(branch.context) for branch in self._branches)
-        return window is None or longest + max(map(_longest, self._branches)) <= window
+        below = max((len(tokens) for branch in self._branches for tokens in branch.continuations), default=0)
+        return window is None or longest + levels * below <= window
 
     def walk(self, unit: Unit, whole: bool) -> Iterator[Pass]:
         """The passes of a unit: first its contexts, then their continuations.
@@ -124,39 +161,65 @@ class Brancher:
         lm, conditions = self._lm, torch.tensor(unit.conditions)
         trunk = self._steering.trunk_of(unit.conditions) if self._share else None
         copies, blocks = len(unit.conditions), 1 if trunk is not None else len(unit.conditions)
-        members = torch.arange(len(unit.branches))
-        contexts = [self._branches[branch].context for branch in unit.branches]
         cache, start = self._start(unit, trunk)
-        fed = [context[start:] for context in contexts]
+        fed = [self._branches[branch].context[start:] for branch in unit.branches]
         tokens, real = lm.pad(fed)
-        padded = not bool(real.all())
-        self._steering.assign(conditions.repeat_interleave(len(members)), trunk)
-        rows = tuple(Row(c, b, -1) for c in unit.conditions for b in unit.branches)
+        self._steering.assign(conditions.repeat_interleave(len(fed)), trunk)
+        rows = tuple(Row(c, b, ()) for c in unit.conditions for b in unit.branches)
         yield self._pass(rows, tokens.repeat(blocks, 1), tuple(map(len, fed)) * copies, cache, start)
 
-        context = start + tokens.shape[1]
-        seen = torch.cat([real.new_ones(len(real), start), real], 1)  # [branches, context]
-        below = [
-            (place, index, continuation if whole else continuation[:-1])
-            for place, branch in enumerate(unit.branches)
-            for index, continuation in enumerate(self._branches[branch].continuations)
-            if whole or len(continuation) > 1
-        ]
-        below.sort(key=lambda item: -len(item[2]))
-        fits = [max(1, self._budget // (copies * (context + len(fed)))) for _, _, fed in below]
-        overhead = PASS_COST.get(lm.device.type, PASS_COST_ON_GPU)
-        for first, last in batched([len(fed) for _, _, fed in below], fits, overhead / copies):
-            batch = below[first:last]
-            place = torch.tensor([place for place, _, _ in batch])
-            every = torch.cat([place + block * len(members) for block in range(copies)])
-            answers, _ = lm.pad([fed for _, _, fed in batch])
-            where = place.to(seen.device)
-            mask = torch.cat([seen[where], torch.ones_like(answers)], 1).repeat(blocks, 1) if padded else None
-            self._steering.assign(conditions.repeat_interleave(len(batch)), trunk)
-            own = select_rows(cache, every, place, trunk)
-            lengths = tuple(len(fed) for _, _, fed in batch) * copies
-            rows = tuple(Row(c, unit.branches[place], index) for c in unit.conditions for place, index, _ in batch)
-            yield self._pass(rows, answers.repeat(blocks, 1), lengths, own, context, mask)
+        seen = torch.cat([real.new_ones(len(real), start), real], 1)  # [branches, slots]
+        yield from self._nodes(unit, trunk, self._below(unit, whole), _Known(cache, seen))
+
+    def _below(self, unit: Unit, whole: bool) -> list[_Node]:
+        """What follows the contexts: whole continuations, or what several of one context begin with, and then the rest."""
+        single, stems, saved = [], [], 0
+        for place, branch in enumerate(unit.branches):
+            fed = sorted(
+                (continuation if whole else continuation[:-1], index)
+                for index, continuation in enumerate(self._branches[branch].continuations)
+                if whole or len(continuation) > 1
+            )
+            single += [_Node(place, (index,), 0, tokens) for tokens, index in fed]
+            for first, last, shared in alike([tokens for tokens, _ in fed], MIN_STEM) if self._stems else ():
+                own = fed[first:last]
+                tails = tuple(((index,), tokens[shared:]) for tokens, index in own if len(tokens) > shared)
+                stems.append(_Node(place, tuple(index for _, index in own), 0, own[0][0][:shared], tails))
+                saved += shared * (len(own) - 1)
+        return stems if saved * len(unit.conditions) > 4 * self._overhead else single
+
+    def _nodes(self, unit: Unit, trunk: int | None, nodes: list[_Node], known: _Known) -> Iterator[Pass]:
+        """The passes of some nodes, whose parents' keys and values are known, and of what is below them."""
+        conditions, lm = torch.tensor(unit.conditions), self._lm
+        copies, blocks = len(unit.conditions), 1 if trunk is not None else len(unit.conditions)
+        rows_known, slots = known.seen.shape
+        for kind in (False, True):  # those that something is below stand together
+            own = sorted((node for node in nodes if bool(node.tails) is kind), key=lambda node: -len(node.tokens))
+            fits = [max(1, self._budget // (copies * (slots + len(node.tokens)))) for node in own]
+            for first, last in batched([len(node.tokens) for node in own], fits, self._overhead / copies):
+                batch = own[first:last]
+                place = torch.tensor([node.parent for node in batch])
+                every = torch.cat([place + block * rows_known for block in range(copies)])
+                tokens, real = lm.pad([node.tokens for node in batch])
+                before = known.seen[place.to(known.seen.device)]
+                # What is padded on the right needs no mask now: nothing real sees it. What comes after it does.
+                mask = None if bool(before.all()) else torch.cat([before, torch.ones_like(real)], 1).repeat(blocks, 1)
+                self._steering.assign(conditions.repeat_interleave(len(batch)), trunk)
+                cache = select_rows(known.cache, every, place, trunk)
+                lengths = tuple(len(node.tokens) for node in batch) * copies
+                rows = tuple(
+                    Row(condition, unit.branches[node.place], node.continuations, node.start)
+                    for condition in unit.conditions
+                    for node in batch
+                )
+                yield self._pass(rows, tokens.repeat(blocks, 1), lengths, cache, slots, mask)
+                below = [
+                    _Node(node.place, index, node.start + len(node.tokens), tail, (), row)
+                    for row, node in enumerate(batch)
+                    for index, tail in node.tails
+                ]
+                if below:
+                    yield from self._nodes(unit, trunk, below, _Known(cache, torch.cat([before, real], 1)))
 
     def _pass(
         self,
@@ -186,10 +249,6 @@ class Brancher:
         every = torch.arange(len(unit.conditions)).repeat_interleave(repeats)
         once = torch.zeros(repeats, dtype=torch.long)
         return select_rows(self._prefix_cache[1], every, once, trunk), len(self._prefix)
-
-
-def _longest(branch: Branch) -> int:
-    return max(map(len, branch.continuations), default=0)
 
 
 def batched(lengths: Sequence[int], fits: Sequence[int], overhead: float) -> list[tuple[int, int]]:
@@ -224,8 +283,41 @@ def batched(lengths: Sequence[int], fits: Sequence[int], overhead: float) -> lis
     ]
 
 
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def alike(texts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:
+    """Groups of sorted texts that begin alike beyond what all of them do.
+
+    A group ends where the next text shares with it `least` tokens less than its members share.
+
+    Args:
+        texts: sorted.
+        least: tokens that members of a group share at least.
+
+    Returns:
+        (first, last + 1, tokens shared) of each group, in order; of a text that stands alone, all its tokens.
+    """
+    steps = [shared(a, b) for a, b in pairwise(texts)]
+    groups, first = [], 0
+    while first < len(texts):
+        last, own = first + 1, len(texts[first])
+        while last < len(texts):
+            step = steps[last - 1]
+            grows = last - first > 1 and step > own - least
+            begins = last - first == 1 and (last == len(steps) or step > steps[last] - least)
+            if step < least or not (grows or begins):
+                break
+            last, own = last + 1, min(own, step)
+        groups.append((first, last, own))
+        first = last
+    return groups
+
+
 def common_prefix(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """What all contexts begin with, if it is long enough to be worth keeping."""
     first, last = min(contexts), max(contexts)  # any difference shows between the extremes
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    length = shared(first, last)
     return first[:length] if length >= MIN_SHARED else ()

@@ -81,18 +81,21 @@ def extract(
                 for layer in layers:
                     hidden = taken[layer]
                     last = hidden[torch.arange(len(lengths)), (lengths - 1).to(hidden.device)].float().cpu().numpy()
-                    if step.rows[0].continuation < 0:
+                    if not step.rows[0].continuations:
                         for row, value in zip(step.rows, last, strict=True):
                             prompt_last[first[row.branch] : first[row.branch + 1], layer] = value
                     else:
-                        mean, norm = _over_tokens(hidden, lengths)
+                        total, norm = _over_tokens(hidden, lengths)
                         for place, row in enumerate(step.rows):
-                            index, member = first[row.branch] + row.continuation // 2, row.continuation % 2
-                            answer_mean[index, member, layer] = mean[place]
-                            answer_last[index, member, layer] = last[place]
-                            norms[index, member, layer] = norm[place]
-                            tokens[index, member] = step.lengths[place]
+                            for continuation in row.continuations:
+                                index, member = first[row.branch] + continuation // 2, continuation % 2
+                                answer_mean[index, member, layer] += total[place]
+                                norms[index, member, layer] += norm[place]
+                                answer_last[index, member, layer] = last[place]
+                                tokens[index, member] = row.start + step.lengths[place]
             advance(len(unit.branches))
+    answer_mean /= tokens[..., None, None]
+    norms /= tokens[..., None]
     read = Activations(
         fitted.pairs,
         answer_mean,
@@ -130,10 +133,7 @@ def paired(
 
 
 def _over_tokens(hidden: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean vector and mean L2 norm over each row's real tokens, in float32; pads are replaced, never multiplied."""
+    """Sums of vectors and of L2 norms over each row's real tokens, in float32; pads are replaced, never multiplied."""
     real = torch.arange(hidden.shape[1])[None] < lengths[:, None]  # [rows, tokens]
-    real, counts = real.to(hidden.device), lengths.to(hidden.device)[:, None]
-    values = hidden.float().masked_fill(~real[..., None], 0.0)
-    mean = values.sum(1) / counts
-    norm = values.norm(dim=-1).sum(1) / counts[:, 0]
-    return mean.cpu().numpy(), norm.cpu().numpy()
+    values = hidden.float().masked_fill(~real.to(hidden.device)[..., None], 0.0)
+    return values.sum(1).cpu().numpy(), values.norm(dim=-1).sum(1).cpu().numpy()

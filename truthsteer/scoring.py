@@ -23,6 +23,9 @@ from truthsteer.nonfinite import Blame, shown
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import Branch
 
+Key = tuple[int, int, int]
+"""(condition, branch, continuation)."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -76,15 +79,31 @@ def score(
 def _score_unit(
     reading: Blame, branches: Sequence[Branch], questions: Sequence[str], brancher: Brancher, unit: Unit
 ) -> list[Score]:
-    totals: dict[tuple[int, int, int], float] = {}
+    lm = reading.lm
+    keys: list[Key] = []
+    states: list[Tensor] = []
+    places: list[Tensor] = []
+    targets: list[int] = []
+    held = 0
     for step in brancher.walk(unit, whole=False):
         assert step.hidden is not None
-        for key, value in _logprobs(reading.lm, branches, step, step.hidden):
-            if not math.isfinite(value):
-                condition, branch, continuation = key
-                asked = questions[branch] if questions else ""
-                raise _not_finite(reading, branches[branch], asked, continuation, condition)
-            totals[key] = totals.get(key, 0.0) + value
+        own, where, wanted = _wanted(branches, step)
+        positions, inverse = torch.tensor(where).unique(return_inverse=True)  # answers share some: take each once
+        flat = step.hidden.reshape(-1, lm.hidden_size)
+        states.append(flat[positions.to(flat.device)])
+        places.append(inverse + held)
+        keys += own
+        targets += wanted
+        held += len(positions)
+    # All at once: the head's matrix, which is most of a small model, is then read least often.
+    found = logprobs(lm, torch.cat(states), torch.cat(places), torch.tensor(targets)).tolist()
+    totals: dict[Key, float] = {}
+    for key, value in zip(keys, found, strict=True):
+        if not math.isfinite(value):
+            condition, branch, continuation = key
+            asked = questions[branch] if questions else ""
+            raise _not_finite(reading, branches[branch], asked, continuation, condition)
+        totals[key] = totals.get(key, 0.0) + value
     return [Score(*key, value) for key, value in sorted(totals.items())]
 
 
@@ -95,31 +114,23 @@ def _not_finite(reading: Blame, branch: Branch, asked: str, continuation: int, c
     return reading.error(fault, [*branch.context, *tokens], condition)
 
 
-def _logprobs(
-    lm: LanguageModel, branches: Sequence[Branch], step: Pass, hidden: Tensor
-) -> list[tuple[tuple[int, int, int], float]]:
-    """What a pass adds to each continuation: its first token's log-prob (context pass), or all the others'.
+def _wanted(branches: Sequence[Branch], step: Pass) -> tuple[list[Key], list[int], list[int]]:
+    """What a pass tells: of each log-probability whose it is, its place in the flattened batch, and its token.
 
-    NaN where any logit of a position is not finite.
+    A context tells the first tokens of its continuations; a row of continuations those that follow its own.
     """
-    keys, rows, places, targets = [], [], [], []
+    keys, where, targets = [], [], []
+    width = step.tokens.shape[1]
     for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
         branch = branches[row.branch]
-        if row.continuation < 0:
+        if not row.continuations:
             for index, continuation in enumerate(branch.continuations):
                 keys.append((row.condition, row.branch, index))
-                rows.append(place)
-                places.append(length - 1)
+                where.append(place * width + length - 1)
                 targets.append(continuation[0])
-        else:
-            for offset, token in enumerate(branch.continuations[row.continuation][1:]):
-                keys.append((row.condition, row.branch, row.continuation))
-                rows.append(place)
-                places.append(offset)
+        for index in row.continuations:
+            for offset, token in enumerate(branch.continuations[index][row.start + 1 : row.start + 1 + length]):
+                keys.append((row.condition, row.branch, index))
+                where.append(place * width + offset)
                 targets.append(token)
-    # A context is read once for all its answers' first tokens: take each distinct position's logits once.
-    where = torch.tensor([row * step.tokens.shape[1] + place for row, place in zip(rows, places, strict=True)])
-    positions, inverse = where.unique(return_inverse=True)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    found = logprobs(lm, flat[positions.to(flat.device)], inverse, torch.tensor(targets))
-    return list(zip(keys, found.tolist(), strict=True))
+    return keys, where, targets

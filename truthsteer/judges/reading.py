@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from truthsteer.records import Verdict
@@ -88,7 +87,7 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     """
     import torch
 
-    from truthsteer.branching import Brancher
+    from truthsteer.branching import MIN_SHARED, Brancher, alike, shared
     from truthsteer.head import logprobs
     from truthsteer.hooks import RowSteering
     from truthsteer.operators import Add
@@ -97,10 +96,11 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     contexts = sorted({branch.context for branch in branches})
     if not contexts:
         return []
-    groups = [(contexts[first:last], shared) for first, last, shared in _alike(contexts)]
+    base = shared(contexts[0], contexts[-1]) if len(contexts) > 1 else 0  # of all, as they are sorted
+    rest = [context[base:] for context in contexts]
+    groups = [(contexts[first:last], base + own) for first, last, own in alike(rest, MIN_SHARED)]
     shapes = [
-        Branch(own[0][:shared], tuple(context[shared:] for context in own if shared < len(context)))
-        for own, shared in groups
+        Branch(own[0][:same], tuple(context[same:] for context in own if same < len(context))) for own, same in groups
     ]
     states: dict[tuple[int, ...], Any] = {}
     with torch.no_grad(), RowSteering(lm, [None], Add()) as none:
@@ -109,39 +109,15 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
             for step in brancher.walk(unit, whole=True):
                 assert step.hidden is not None
                 for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
+                    last = step.hidden[place, length - 1].clone()
                     shape = shapes[row.branch]
-                    tail = () if row.continuation < 0 else shape.continuations[row.continuation]
-                    states[shape.context + tail] = step.hidden[place, length - 1].clone()
+                    if not row.continuations:
+                        states[shape.context] = last
+                    for index in row.continuations:
+                        states[shape.context + shape.continuations[index][: row.start + length]] = last
     hidden = torch.stack([states[context] for context in contexts])  # [contexts, hidden]
     of = {context: place for place, context in enumerate(contexts)}
     places = [of[branch.context] for branch in branches for _ in branch.continuations]
     tokens = [token for branch in branches for (token,) in branch.continuations]
     found = iter(logprobs(lm, hidden, torch.tensor(places), torch.tensor(tokens)).tolist())
     return [tuple(next(found) for _ in branch.continuations) for branch in branches]
-
-
-def _alike(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
-    """(first, last + 1, tokens shared) of groups of sorted contexts; of one that stands alone, all its tokens.
-
-    A group ends where the next context shares much less with it than its members share.
-    """
-    from truthsteer.branching import MIN_SHARED
-
-    def shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-        return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-    steps = [shared(a, b) for a, b in pairwise(contexts)]
-    base = shared(contexts[0], contexts[-1])
-    groups, first = [], 0
-    while first < len(contexts):
-        last, own = first + 1, len(contexts[first])
-        while last < len(contexts):
-            step = steps[last - 1]
-            grows = last - first > 1 and step >= own - MIN_SHARED
-            begins = last - first == 1 and (last == len(steps) or step >= steps[last] - MIN_SHARED)
-            if step - base < MIN_SHARED or not (grows or begins):
-                break
-            last, own = last + 1, min(own, step)
-        groups.append((first, last, own))
-        first = last
-    return groups

@@ -138,8 +138,8 @@ def check(found: Mapping[str, Arrays]) -> list[str]:
 
 if __name__ == "__main__":
     typed = parser(__doc__)
-    typed.add_argument("--questions", type=int, default=60)
-    typed.add_argument("--peer-questions", type=int, default=4)
+    typed.add_argument("--questions", type=int, default=100)
+    typed.add_argument("--peer-questions", type=int, default=8)
     typed.add_argument("--peer-batch", type=int, default=4, help="the best of 1, 4, 16, 64 here")
     typed.add_argument("--batch-tokens", type=int, default=8192)
     typed.add_argument("--steered", action="store_true")

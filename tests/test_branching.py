@@ -133,7 +133,7 @@ def test_what_answers_begin_with_alike_is_computed_once(family, tokenizer, monke
     stem = (5, 6, 7, 8, 9, 10, 11, 12)
     ends = ((20,), (21, 22, 23), (24,), (), (20, 30, 31))
     asked = [
-        Branch((2, *range(40, 44 + place)), (*((*stem, *end) for end in ends), (90, 91), (92,))) for place in range(4)
+        Branch((2, *range(40, 44 + place)), (*((*stem, *end) for end in ends), (90, 91), (92,))) for place in range(8)
     ]
     conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
     with RowSteering(lm, conditions, Add()) as steering:
@@ -144,7 +144,7 @@ def test_what_answers_begin_with_alike_is_computed_once(family, tokenizer, monke
             for step in brancher.walk(unit, whole=True)
             for row, length in zip(step.rows, step.lengths, strict=True)
         ]
-    for condition, place in itertools.product(range(2), range(4)):
+    for condition, place in itertools.product(range(2), range(8)):
         held = dict.fromkeys(range(7), 0)
         for row, length in fed:
             if (row.condition, row.branch) == (condition, place):
@@ -153,7 +153,7 @@ def test_what_answers_begin_with_alike_is_computed_once(family, tokenizer, monke
                     held[index] += length
         assert [held[index] for index in range(7)] == list(map(len, asked[place].continuations))
     computed = sum(length for row, length in fed if row.continuations)
-    assert computed == 2 * 4 * (8 + 1 + 3 + 1 + 3 + 2 + 1)
+    assert computed == 2 * 8 * (8 + 1 + 3 + 1 + 3 + 2 + 1)
     for _, unit in score(lm, asked, conditions):
         for item in unit:
             answer = asked[item.branch].continuations[item.continuation]

@@ -11,7 +11,7 @@ from torch import nn
 
 from truthsteer import head
 from truthsteer.config import DtypeConfig, Residual, Weights
-from truthsteer.head import logprobs
+from truthsteer.head import greedy, logprobs
 from truthsteer.model import LanguageModel
 from truthsteer.precision import apply
 
@@ -73,3 +73,29 @@ def test_one_logit_that_is_not_finite_spoils_every_log_probability_of_its_positi
     hidden = states(lm).abs()
     found = logprobs(lm, hidden, PLACES, TOKENS)
     assert torch.isnan(found).all()
+
+
+@pytest.mark.parametrize("part", [100, 1714])
+def test_the_most_likely_token_is_the_first_of_the_largest(lm, part, monkeypatch):
+    monkeypatch.setattr(head, "PART", part)
+    tokens, finite = greedy(lm, states(lm))
+    assert tokens.tolist() == lm.logits(states(lm)).argmax(-1).tolist()
+    assert finite.all()
+    monkeypatch.setattr(lm, "logits", lambda hidden, words: torch.zeros(len(hidden), words.stop - words.start))
+    assert greedy(lm, states(lm))[0].tolist() == [0] * 7
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_choice_from_logits_that_are_not_finite_is_told(tokenizer, value, monkeypatch):
+    lm = LanguageModel(build("qwen2"), tokenizer)
+    monkeypatch.setattr(head, "PART", 100)
+    logits = lm.logits
+
+    def one_bad(hidden, words):
+        found = logits(hidden, words)
+        if words.start <= 650 < words.stop:
+            found[2, 650 - words.start] = value
+        return found
+
+    monkeypatch.setattr(lm, "logits", one_bad)
+    assert greedy(lm, states(lm))[1].tolist() == [True, True, False, True, True, True, True]

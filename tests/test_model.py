@@ -341,7 +341,7 @@ def test_a_draw_follows_temperature_and_nucleus():
 
     def shares(**fields: float) -> list[float]:
         generators = [torch.Generator().manual_seed(seed) for seed in range(400)]
-        drawn = decoding._choose(logits, GenerationConfig(**fields), generators)
+        drawn = decoding._draw(logits, GenerationConfig(**fields), generators)
         return (drawn.bincount(minlength=3) / 400).tolist()
 
     assert shares(temperature=1.0, top_p=1.0) == pytest.approx([0.6, 0.3, 0.1], abs=0.07)

@@ -217,8 +217,8 @@ def test_an_answer_that_has_ended_can_no_longer_fail(lm, monkeypatch):
     """Its row may stay in the batch for a while; what is computed there is nobody's answer."""
     logits, steps = lm.logits, []
 
-    def broken_later(hidden):
-        found = logits(hidden)
+    def broken_later(hidden, words=None):
+        found = logits(hidden, words)
         if steps:
             found[0] = float("nan")
         else:

@@ -32,7 +32,10 @@ PASS_COST, PASS_COST_ON_GPU = {"cpu": 40}, 2048
 MIN_STEM = 3
 """So many tokens that answers to one question begin with alike are computed once."""
 
-UNIT_COST = 96
+STEM_PASSES = 8
+"""Provided that this saves more, in a unit, than so many passes cost: about as many are added."""
+
+UNIT_COST = 250
 """The same of a unit, wherever it is computed: units are the same on every device."""
 
 
@@ -186,7 +189,7 @@ class Brancher:
                 tails = tuple(((index,), tokens[shared:]) for tokens, index in own if len(tokens) > shared)
                 stems.append(_Node(place, tuple(index for _, index in own), 0, own[0][0][:shared], tails))
                 saved += shared * (len(own) - 1)
-        return stems if saved * len(unit.conditions) > 4 * self._overhead else single
+        return stems if saved * len(unit.conditions) > STEM_PASSES * self._overhead else single
 
     def _nodes(self, unit: Unit, trunk: int | None, nodes: list[_Node], known: _Known) -> Iterator[Pass]:
         """The passes of some nodes, whose parents' keys and values are known, and of what is below them."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
+from truthsteer.head import greedy
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel, select_rows
 from truthsteer.nonfinite import Blame
@@ -106,12 +107,17 @@ def _decode_batch(
             step_ids, cache=cache, mask=mask if padded else None, start=ids.shape[1] + step - 1 if step else 0
         )
         assert hidden is not None
-        logits = lm.logits(hidden[:, -1])
-        broken = [running[place] for place in (~torch.isfinite(logits)).any(-1).nonzero()[:, 0].tolist()]
+        if config.temperature == 0:
+            chosen, finite = greedy(lm, hidden[:, -1])
+        else:
+            logits = lm.logits(hidden[:, -1])
+            finite = torch.isfinite(logits).all(-1)
+        broken = [running[place] for place in (~finite).nonzero()[:, 0].tolist()]
         for row in broken:
             if row not in finished:
                 raise _not_finite(reading, requests[row], tokens[row])
-        chosen = _choose(logits, config, [generators[row] for row in running])
+        if config.temperature != 0:
+            chosen = _draw(logits, config, [generators[row] for row in running])
         for row, token in zip(running, chosen.tolist(), strict=True):
             if row not in finished:
                 tokens[row].append(token)
@@ -166,10 +172,8 @@ def _text(lm: LanguageModel, tokens: list[int]) -> str:
     return str(lm.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _choose(logits: Tensor, config: GenerationConfig, generators: list[torch.Generator]) -> Tensor:
-    """[rows] next tokens: the most likely, or a draw from the nucleus of each row's distribution."""
-    if config.temperature == 0:
-        return logits.argmax(-1)
+def _draw(logits: Tensor, config: GenerationConfig, generators: list[torch.Generator]) -> Tensor:
+    """[rows] next tokens: of each row a draw from the nucleus of its distribution."""
     probabilities, order = (logits.cpu().double() / config.temperature).softmax(-1).sort(dim=-1, descending=True)
     cumulative = probabilities.cumsum(-1)
     outside = cumulative - probabilities >= config.top_p

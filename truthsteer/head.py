@@ -14,7 +14,7 @@ from truthsteer.model import LanguageModel
 LOGITS_AT_ONCE = 1 << 26
 """Logits held at once (256 MiB in float32)."""
 
-PART, POSITIONS = 8192, 512
+PART, POSITIONS = 4096, 1024
 """On a CPU: words of the vocabulary, and positions, that are multiplied at once."""
 
 
@@ -31,8 +31,7 @@ def logprobs(lm: LanguageModel, hidden: Tensor, places: Tensor, tokens: Tensor) 
     Returns:
         [wanted]; NaN where any logit of the position is not finite.
     """
-    words = lm.text_config.vocab_size
-    part = PART if hidden.device.type == "cpu" and lm.sliceable_head else words
+    words, part = lm.text_config.vocab_size, _part(lm, hidden)
     step = POSITIONS if part < words else max(1, LOGITS_AT_ONCE // words)
     found = torch.empty(len(places), dtype=torch.float64)
     for first in range(0, len(hidden), step):
@@ -40,6 +39,30 @@ def logprobs(lm: LanguageModel, hidden: Tensor, places: Tensor, tokens: Tensor) 
         own = _logprobs(lm, hidden[first : first + step], places[mine] - first, tokens[mine], part)
         found[mine] = own.cpu().double()  # on the CPU, since MPS has no float64
     return found
+
+
+@torch.no_grad()
+def greedy(lm: LanguageModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely next token of each position, the first of several, and whether all of its logits are finite.
+
+    Both [positions]; hidden: [positions, hidden], after the final norm.
+    """
+    words, part = lm.text_config.vocab_size, _part(lm, hidden)
+    highest, tokens, lowest = [], [], []
+    for begin in range(0, words, part):
+        logits = lm.logits(hidden, slice(begin, min(begin + part, words)))  # [positions, part]
+        top, place = logits.max(-1)
+        highest.append(top)
+        tokens.append(place + begin)
+        lowest.append(logits.amin(-1))
+    top, where = torch.stack(highest).max(0)
+    chosen = torch.stack(tokens).gather(0, where[None])[0]
+    return chosen, torch.isfinite(top) & (torch.stack(lowest).amin(0) > float("-inf"))
+
+
+def _part(lm: LanguageModel, hidden: Tensor) -> int:
+    """How many words of the vocabulary are multiplied at once."""
+    return PART if hidden.device.type == "cpu" and lm.sliceable_head else lm.text_config.vocab_size
 
 
 def _logprobs(lm: LanguageModel, hidden: Tensor, places: Tensor, tokens: Tensor, part: int) -> Tensor:

@@ -37,7 +37,7 @@ LAYERS = [
     {"model", "sizes"},
     {"memory"},
     {"fitting"},
-    {"probe", "head"},
+    {"probe", "head", "halving"},
     {"soundness", "nonfinite", "passes"},
     {"branching", "decoding", "doctor", "upper"},
     {"extraction", "scoring"},

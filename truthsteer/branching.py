@@ -46,6 +46,14 @@ class Unit:
     conditions: tuple[int, ...]
     branches: tuple[int, ...]
 
+    def halves(self) -> list[Unit]:
+        """The same work in two parts, by branches or else by conditions; empty if it is one of each."""
+        many = self.branches if len(self.branches) > 1 else self.conditions
+        parts = (many[: len(many) // 2], many[len(many) // 2 :])
+        if len(self.branches) > 1:
+            return [Unit(self.conditions, part) for part in parts]
+        return [Unit(part, self.branches) for part in parts] if len(self.conditions) > 1 else []
+
 
 @dataclass(frozen=True)
 class Row:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
+from truthsteer.halving import in_halves
 from truthsteer.head import greedy
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel, select_rows
@@ -83,7 +84,11 @@ def decode(
         reading = Blame(lm, conditions, names, operator, steering)
         for number, group in enumerate(groups):
             if not skip(number):
-                done = _decode_batch(reading, [requests[index] for index in group], config, tuple(stop))
+                done = in_halves(
+                    lambda part: _decode_batch(reading, [requests[index] for index in part], config, tuple(stop)),
+                    group,
+                    lambda part: [part[: len(part) // 2], part[len(part) // 2 :]] if len(part) > 1 else [],
+                )
                 yield number, list(zip(group, done, strict=True))
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from truthsteer.activations import Activations, drop_bad, drop_equal
-from truthsteer.branching import Brancher
+from truthsteer.branching import Brancher, Unit
 from truthsteer.config import TooLong
 from truthsteer.errors import UserError
+from truthsteer.halving import in_halves
 from truthsteer.hooks import RowSteering, capture
 from truthsteer.lengths import fit
 from truthsteer.model import LanguageModel
@@ -75,7 +76,10 @@ def extract(
         capture(lm, layers, stop=depth < lm.num_layers) as taken,
     ):
         brancher = Brancher(lm, branches, none, 1, batch_tokens)
-        for unit in brancher.units:
+
+        def read_unit(unit: Unit) -> list[None]:
+            for branch in unit.branches:  # sums begin anew if memory ran out on the way
+                answer_mean[first[branch] : first[branch + 1]] = norms[first[branch] : first[branch + 1]] = 0.0
             for step in brancher.walk(unit, whole=True):
                 lengths = torch.tensor(step.lengths)
                 for layer in layers:
@@ -84,15 +88,19 @@ def extract(
                     if not step.rows[0].continuations:
                         for row, value in zip(step.rows, last, strict=True):
                             prompt_last[first[row.branch] : first[row.branch + 1], layer] = value
-                    else:
-                        total, norm = _over_tokens(hidden, lengths)
-                        for place, row in enumerate(step.rows):
-                            for continuation in row.continuations:
-                                index, member = first[row.branch] + continuation // 2, continuation % 2
-                                answer_mean[index, member, layer] += total[place]
-                                norms[index, member, layer] += norm[place]
-                                answer_last[index, member, layer] = last[place]
-                                tokens[index, member] = row.start + step.lengths[place]
+                        continue
+                    total, norm = _over_tokens(hidden, lengths)
+                    for place, row in enumerate(step.rows):
+                        for continuation in row.continuations:
+                            index, member = first[row.branch] + continuation // 2, continuation % 2
+                            answer_mean[index, member, layer] += total[place]
+                            norms[index, member, layer] += norm[place]
+                            answer_last[index, member, layer] = last[place]
+                            tokens[index, member] = row.start + step.lengths[place]
+            return []
+
+        for unit in brancher.units:
+            in_halves(read_unit, unit, Unit.halves)
             advance(len(unit.branches))
     answer_mean /= tokens[..., None, None]
     norms /= tokens[..., None]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from truthsteer.branching import Brancher, Pass, Unit
 from truthsteer.errors import UserError
+from truthsteer.halving import in_halves
 from truthsteer.head import logprobs
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
@@ -73,7 +74,10 @@ def score(
         brancher = Brancher(lm, branches, steering, len(conditions), batch_tokens, share)
         for number, unit in enumerate(brancher.units):
             if not skip(number):
-                yield number, _score_unit(reading, branches, questions, brancher, unit)
+                scores = in_halves(
+                    lambda part: _score_unit(reading, branches, questions, brancher, part), unit, Unit.halves
+                )
+                yield number, sorted(scores, key=lambda item: (item.condition, item.branch, item.continuation))
 
 
 def _score_unit(
@@ -104,7 +108,7 @@ def _score_unit(
             asked = questions[branch] if questions else ""
             raise _not_finite(reading, branches[branch], asked, continuation, condition)
         totals[key] = totals.get(key, 0.0) + value
-    return [Score(*key, value) for key, value in sorted(totals.items())]
+    return [Score(*key, value) for key, value in totals.items()]
 
 
 def _not_finite(reading: Blame, branch: Branch, asked: str, continuation: int, condition: int) -> UserError:

@@ -2,6 +2,7 @@
 # make run ARGS="model=gemma3_4b dry_run=true"
 # make test                       install the test tools if needed, then run the tests, two files at a time (ARGS="-k conf")
 # make lint                       ruff and mypy
+# make bench                      the benches, with their peers in an environment of their own; BENCH=generation for one
 # make clean                      remove .venv, caches and build output; never results
 # Needs Python 3.11 to 3.13 and pip; PYTHON=python3.12 picks the interpreter.
 
@@ -9,14 +10,15 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+BENCH ?= extraction_one_layer extraction_all_layers multiple_choice generation steered_generation llm_judge training_step rerun
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \
   else "$(PYTHON) is Python %d.%d; truthsteer needs 3.11 to 3.13. Type: make PYTHON=python3.12 ..." % v)
 
-.PHONY: help run test lint clean
+.PHONY: help run test lint bench clean
 help:
-	@sed -n 's/^# //; 1,6p' Makefile
+	@sed -n 's/^# //; 1,7p' Makefile
 
 run: $(VENV)/.installed
 	$(BIN)/python -m truthsteer $(ARGS)
@@ -28,8 +30,17 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+# The two peers ask for older versions of what they need, and run with ours (repeng after one name is given back to numpy).
+bench:
+	@test -e $(VENV)-bench/.installed || { \
+	  $(PYTHON) -m venv $(VENV)-bench && \
+	  $(VENV)-bench/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e . lm-eval==0.4.13 gguf && \
+	  $(VENV)-bench/bin/python -m pip install --disable-pip-version-check --no-deps steering-vectors==0.12.2 repeng==0.4.0 && \
+	  touch $(VENV)-bench/.installed; }
+	for bench in $(BENCH); do $(VENV)-bench/bin/python bench/$$bench.py $(ARGS) || exit 1; done
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find truthsteer tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps hold the time of the last installation: it is repeated only when a file that decides it has changed.

@@ -89,7 +89,7 @@ def test_wrong_positions_after_a_shared_prefix_fail(case, monkeypatch):
         return forward(ids, cache, mask, start + 7 if start else 0)
 
     monkeypatch.setattr(lm, "forward", shifted)
-    with pytest.raises(UserError, match="row_alone|one_pass"):  # whichever sees it first
+    with pytest.raises(UserError, match=r"row_alone|one_pass"):  # whichever sees it first
         prove(lm, branches, injection, Add(), 8192)
 
 

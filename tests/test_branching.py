@@ -10,6 +10,7 @@ from conftest import FAMILIES, build
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthsteer import scoring
 from truthsteer.branching import PASS_COST, Brancher, alike, batched
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
@@ -72,6 +73,15 @@ def test_contexts_are_padded_only_where_no_window_loses_by_it(window, mixed, tok
     lengths = [{len(asked[place].context) for place in unit.branches} for unit in units]
     assert any(len(found) > 1 for found in lengths) == mixed
     assert sorted(place for unit in units for place in unit.branches) == list(range(len(asked)))
+
+
+def test_positions_may_be_multiplied_by_the_head_in_any_number_at_once(tokenizer, monkeypatch):
+    lm = with_window("gemma3", tokenizer, 64)
+    wanted = list(score(lm, branches(), [None]))
+    for held in (1, 30):
+        monkeypatch.setattr(scoring, "HELD", held)
+        for (_, a), (_, b) in zip(score(lm, branches(), [None]), wanted, strict=True):
+            assert [item.logprob for item in a] == pytest.approx([item.logprob for item in b], abs=1e-5)
 
 
 ROWS = st.lists(st.integers(1, 30), min_size=1, max_size=40).map(lambda found: sorted(found, reverse=True))

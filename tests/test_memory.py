@@ -87,7 +87,8 @@ def test_work_takes_less_than_is_estimated_and_not_much_less(work):
     need = estimate(MODEL, DtypeConfig("fp32"), Load(work, 4096, 64, max_new_tokens=8, pairs=pairs, lowest=1))
     said = need.total - need.weights + need.host
     assert took <= said + 32 * MIB, "32 MiB: what a first pass sets up"
-    assert said <= 3 * took
+    # On a CPU the vocabulary is taken part by part, and less is held than the estimate, made for a GPU, says.
+    assert said <= (4 if work is Work.score else 3) * took
 
 
 def test_what_the_code_keeps_alive_is_counted():
@@ -105,8 +106,8 @@ def test_a_row_of_logits_is_no_more_than_scoring_holds():
     assert memory.LOGITS_AT_ONCE == head.LOGITS_AT_ONCE
     large = replace(MODEL, vocab_size=262_144)
     held = memory.LOGITS_AT_ONCE * 12
-    assert estimate(large, DtypeConfig("fp32"), Load(Work.score, 65_536, 512)).logits == held
-    assert estimate(MODEL, DtypeConfig("fp32"), Load(Work.score, 1024, 512)).logits == 1024 * 8192 * 12
+    assert estimate(large, DtypeConfig("fp32"), Load(Work.score, 65_536, 512)).logits == held + 65_536 * 256 * 4
+    assert estimate(MODEL, DtypeConfig("fp32"), Load(Work.score, 1024, 512)).logits == 1024 * 8192 * 12 + 1024 * 256 * 4
     assert estimate(large, DtypeConfig("fp32"), Load(Work.judge, 16, 1024)).logits < held / 100, (
         "it reads one token of each"
     )

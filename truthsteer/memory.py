@@ -171,7 +171,7 @@ def _logits(sizes: Sizes, load: Load, slots: int) -> int:
     generated = _rows(load) * sizes.vocab_size * 12
     if load.work is Work.judge and not load.max_new_tokens:
         return min(scored, generated)  # one position of each text
-    return scored if load.work is Work.score else generated
+    return scored + slots * sizes.hidden_size * 4 if load.work is Work.score else generated  # positions that wait
 
 
 def _rows(load: Load) -> int:

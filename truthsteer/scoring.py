@@ -24,6 +24,9 @@ from truthsteer.nonfinite import Blame, shown
 from truthsteer.operators import Add, Operator
 from truthsteer.prompts import Branch
 
+HELD = 4096
+"""So many positions are waited for before they are multiplied by the head."""
+
 Key = tuple[int, int, int]
 """(condition, branch, continuation)."""
 
@@ -88,7 +91,17 @@ def _score_unit(
     states: list[Tensor] = []
     places: list[Tensor] = []
     targets: list[int] = []
+    found: list[float] = []
     held = 0
+
+    def settle() -> None:
+        if states:
+            found.extend(
+                logprobs(lm, torch.cat(states), torch.cat(places), torch.tensor(targets[len(found) :])).tolist()
+            )
+            states.clear()
+            places.clear()
+
     for step in brancher.walk(unit, whole=False):
         assert step.hidden is not None
         own, where, wanted = _wanted(branches, step)
@@ -99,8 +112,10 @@ def _score_unit(
         keys += own
         targets += wanted
         held += len(positions)
-    # All at once: the head's matrix, which is most of a small model, is then read least often.
-    found = logprobs(lm, torch.cat(states), torch.cat(places), torch.tensor(targets)).tolist()
+        if held >= HELD:  # many at once: the head's matrix, which is most of a small model, is then read least often
+            settle()
+            held = 0
+    settle()
     totals: dict[Key, float] = {}
     for key, value in zip(keys, found, strict=True):
         if not math.isfinite(value):

@@ -32,15 +32,11 @@ def ends(model: Any, share: float) -> list[int]:
     import torch
 
     drawn = torch.rand(model.config.vocab_size, generator=torch.Generator().manual_seed(5)) < share
-    return [1, *(drawn.nonzero()[:, 0] + 0).tolist()]
+    return [1, *drawn.nonzero()[:, 0].tolist()]
 
 
-def prompts(options: argparse.Namespace) -> list[str]:
-    return [f"Q: {question.text}\nA:" for question in material.questions(options, options.questions)]
-
-
-def padded(answers: list[list[int]], new: int) -> np.ndarray:
-    return np.array([[*answer, *[-1] * (new - len(answer))] for answer in answers])
+def prompts(options: argparse.Namespace, count: int) -> list[str]:
+    return [f"Q: {question.text}\nA:" for question in material.questions(options, count)]
 
 
 def ours(options: argparse.Namespace) -> Measured:
@@ -51,7 +47,7 @@ def ours(options: argparse.Namespace) -> Measured:
     lm = material.language_model(options)
     lm.eos_ids = frozenset(ends(lm.model, options.ends))
     conditions = [Injection(lm.num_layers // 2, vector(lm.hidden_size), c) if c else None for c in COEFFICIENTS]
-    asked = prompts(options)
+    asked = prompts(options, options.questions)
     with timed(options.device) as seconds:
         contexts = [tuple(ids) for ids in lm.tokenizer(asked).input_ids]
         requests = [Request(context, place) for place in range(len(conditions)) for context in contexts]
@@ -71,17 +67,17 @@ def ours(options: argparse.Namespace) -> Measured:
     return Measured(seconds[0], len(requests), {"lengths": lengths.reshape(shape), "texts": texts.reshape(shape)}, note)
 
 
-def peer(options: argparse.Namespace, batch: int, questions: int, places: range) -> Measured:
+def peer(options: argparse.Namespace, batch: int, questions: int) -> Measured:
     """`generate` with one forward hook on the steered layer, a condition after the other."""
     import torch
 
     model, tokenizer = material.transformers_model(options), material.tokenizer(options)
-    asked = prompts(options)[:questions]
+    asked = prompts(options, options.questions)[:questions]
     stops = ends(model, options.ends)
     lengths, texts = [], []
     with torch.no_grad(), timed(options.device) as seconds:
-        for place in places:
-            added = COEFFICIENTS[place] * vector(model.config.hidden_size).to(options.device)
+        for coefficient in COEFFICIENTS:
+            added = coefficient * vector(model.config.hidden_size).to(options.device)
             layer = model.model.layers[model.config.num_hidden_layers // 2]
             handle = layer.register_forward_hook(lambda _m, _i, output, added=added: output + added.to(output.dtype))
             order = sorted(range(len(asked)), key=lambda index: -len(asked[index]))
@@ -100,7 +96,7 @@ def peer(options: argparse.Namespace, batch: int, questions: int, places: range)
             texts.append([written(tokenizer, found[index], stops) for index in range(len(asked))])
     return Measured(
         seconds[0],
-        len(asked) * len(places),
+        len(asked) * len(COEFFICIENTS),
         {"lengths": np.array(lengths), "texts": np.array(texts)},
         f"; batch {batch}",
     )
@@ -112,11 +108,11 @@ def written(tokenizer: Any, ids: list[int], stops: list[int]) -> str:
 
 
 def alone(options: argparse.Namespace) -> Measured:
-    return peer(options, 1, options.peer_questions, range(len(COEFFICIENTS)))
+    return peer(options, 1, options.peer_questions)
 
 
 def one_hook(options: argparse.Namespace) -> Measured:
-    return peer(options, options.peer_batch, options.questions, range(len(COEFFICIENTS)))
+    return peer(options, options.peer_batch, options.questions)
 
 
 def check(found: Mapping[str, Arrays]) -> list[str]:

@@ -13,12 +13,8 @@ from collections.abc import Mapping
 
 import material
 import numpy as np
-from generation import COEFFICIENTS, vector
+from generation import COEFFICIENTS, prompts, vector
 from side_by_side import Arrays, Measured, Side, main, parser, timed
-
-
-def prompts(options: argparse.Namespace) -> list[str]:
-    return [f"Q: {question.text}\nA:" for question in material.questions(options, options.rows)]
 
 
 def run(options: argparse.Namespace, steered: bool) -> Measured:
@@ -30,7 +26,7 @@ def run(options: argparse.Namespace, steered: bool) -> Measured:
     lm.eos_ids = frozenset()
     layer = lm.num_layers // 2
     conditions = [Injection(layer, vector(lm.hidden_size), c if steered else 0.0) for c in COEFFICIENTS]
-    contexts = [tuple(ids) for ids in lm.tokenizer(prompts(options)).input_ids]
+    contexts = [tuple(ids) for ids in lm.tokenizer(prompts(options, options.rows)).input_ids]
     requests = [Request(context, place % len(conditions)) for place, context in enumerate(contexts)]
     config = GenerationConfig(max_new_tokens=options.new)
     with timed(options.device) as seconds:
@@ -51,7 +47,7 @@ def plain(options: argparse.Namespace) -> Measured:
     import torch
 
     model, tokenizer = material.transformers_model(options), material.tokenizer(options)
-    ids = tokenizer(prompts(options), return_tensors="pt", padding=True).to(options.device)
+    ids = tokenizer(prompts(options, options.rows), return_tensors="pt", padding=True).to(options.device)
     with torch.no_grad(), timed(options.device) as seconds:
         out = model.generate(**ids, max_new_tokens=options.new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     made = out.shape[1] - ids.input_ids.shape[1]

@@ -182,9 +182,12 @@ def test_the_cause_is_looked_for_without_the_hooks_of_the_run(lm, read, monkeypa
     monkeypatch.setattr("truthsteer.probe.diagnose", look)
     conditions = injections(lm, 1)
     assert "It is there. Steering overflows" in message(read, lm, conditions)
-    weaker = Injection(conditions[1].layer, conditions[1].vector, conditions[1].coefficient / 2)
-    assert [same for _, same in seen] == [True] * len(seen)
-    assert [injection and injection.coefficient for injection, _ in seen[:3]] == [None, 3e38, weaker.coefficient]
+    assert [(injection and injection.coefficient, same) for injection, same in seen] == [
+        (None, True),
+        (3e38, True),
+        (1.5e38, True),
+        (7.5e37, True),
+    ]
 
 
 @readers

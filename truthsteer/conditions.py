@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 CHOICES_VERSION = 1
 
+PLAN = 2
+"""Of how `branching` divides work into units: raise it with that, since a run that was cut short goes on by units."""
+
 Vectors = Callable[[], Mapping[str, np.ndarray]]
 """Gives the bank's vectors, name -> [hidden] float32 in coefficient units; called only if something is computed."""
 
@@ -183,6 +186,6 @@ def score_answers(
                 yield unit, rows
 
     try:
-        return ws.store.make_rows(keys, {"batch_tokens": ws.config.batch_tokens}, compute)
+        return ws.store.make_rows(keys, {"batch_tokens": ws.config.batch_tokens, "plan": PLAN}, compute)
     finally:
         ws.store.facts.pop("merged_answers", None)  # it is of these answers alone

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, build
+from conftest import FAMILIES, REPO, build
 from torch import nn
 
 from truthsteer import head
@@ -31,7 +34,7 @@ def states(lm: LanguageModel) -> torch.Tensor:
 @pytest.mark.parametrize(("part", "positions"), [(100, 2), (1714, 3), (1000, 512)])
 def test_parts_give_what_the_whole_gives(lm, part, positions, monkeypatch):
     monkeypatch.setattr(head, "PART", part)
-    monkeypatch.setattr(head, "POSITIONS", positions)
+    monkeypatch.setattr(head, "LOGITS_IN_CACHE", part * positions)
     hidden = states(lm)
     wanted = lm.logits(hidden).double().log_softmax(-1)[PLACES, TOKENS]
     torch.testing.assert_close(logprobs(lm, hidden, PLACES, TOKENS), wanted, atol=1e-5, rtol=1e-6)
@@ -99,3 +102,35 @@ def test_a_choice_from_logits_that_are_not_finite_is_told(tokenizer, value, monk
 
     monkeypatch.setattr(lm, "logits", one_bad)
     assert greedy(lm, states(lm))[1].tolist() == [True, True, False, True, True, True, True]
+
+
+HELD = """
+from types import SimpleNamespace
+import torch
+from truthsteer.head import greedy, logprobs
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+torch.set_num_threads(1)
+weight = torch.randn(200_000, 32)
+lm = SimpleNamespace(
+    text_config=SimpleNamespace(vocab_size=200_000), sliceable_head=True, logits=lambda h, words: h @ weight[words].T
+)
+hidden = torch.randn(2048, 32)
+used = [torch.randn(1 << size) for size in range(8, 24)]  # as a run has, before it
+del used
+greedy(lm, hidden[:2])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+logprobs(lm, hidden, torch.arange(2048), torch.arange(2048) * 97 % 200_000)
+greedy(lm, hidden[:1024])
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the kernel's own count")
+def test_what_is_kept_of_each_part_leaves_no_gaps_in_memory():
+    """48 parts of 16 MiB: a few of them at once, and not all of them one after the other."""
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=REPO, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 48 * 16 / 4

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truthsteer import head
+from truthsteer import memory
 from truthsteer.errors import UserError
 from truthsteer.hooks import Injection, steered
 from truthsteer.neutral import kl_per_token, measure, nll_per_token, passages, perplexity
@@ -101,7 +101,7 @@ def test_few_logits_are_held_at_once_and_chunks_do_not_change_the_numbers(gemma3
     conditions = [None, inject(gemma3, 1, 0.7), inject(gemma3, 2, 0.7)]
     expected = run(gemma3, TEXTS, conditions)
     limit = positions * 5 * gemma3.text_config.vocab_size  # of each position, five tensors live at once
-    monkeypatch.setattr(head, "LOGITS_AT_ONCE", limit)
+    monkeypatch.setattr(memory, "LOGITS_AT_ONCE", limit)
     sizes = []
     logits = gemma3.logits
 

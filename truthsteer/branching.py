@@ -1,12 +1,13 @@
 """Contexts and the continuations that share them, each distinct prefix computed once per condition.
 
-Three levels share keys and values: the prefix common to all contexts (a few-shot preset), the context of one question,
-its continuations (answers). All are padded on the right, where a causal model computes finite numbers that no real token
-sees: between a context and its continuations pads are masked, and positions count real tokens only. Where pads would use
-up a sliding window, contexts of one batch have equal length instead. Many conditions fill one batch, a row each, and share
-what is computed below the lowest layer that one of them steers.
+Four levels share keys and values: the prefix common to all contexts (a few-shot preset), the context of one question, what
+several of its continuations (answers) begin with, and the rest of each. All are padded on the right, where a causal model
+computes finite numbers that no real token sees: pads between two levels are masked, and positions count real tokens only.
+Where pads would use up a sliding window, contexts of one batch have equal length instead. Many conditions fill one batch, a
+row each, and share what is computed below the lowest layer that one of them steers.
 
-Batches depend only on the branches, the number of conditions and the token budget, never on what was done before.
+Units depend only on the branches, the number of conditions and the token budget, never on what was done before nor on the
+device; how a unit is cut into passes depends on the device too.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ MIN_SHARED = 16
 """A common prefix shorter than this is cheaper to compute again than to copy."""
 
 PASS_COST, PASS_COST_ON_GPU = {"cpu": 40}, 2048
-"""What a pass costs beside its tokens, in tokens: reading the weights, starting kernels."""
+"""What a pass costs beside its tokens, in tokens: reading the weights, starting kernels. On a GPU a guess."""
+
+UNIT_COST = 250
+"""The same of a unit, and the same on every device."""
 
 MIN_STEM = 3
 """So many tokens that answers to one question begin with alike are computed once."""
 
 STEM_PASSES = 8
-"""Provided that this saves more, in a unit, than so many passes cost: about as many are added."""
-
-UNIT_COST = 250
-"""The same of a unit, wherever it is computed: units are the same on every device."""
+"""Provided that this saves more, in a unit, than so many passes cost: it adds some."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class _Node:
     continuations: tuple[int, ...]
     start: int
     tokens: tuple[int, ...]
-    tails: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-    """(continuations, tokens) of what follows."""
+    tails: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(continuation, tokens) of what follows."""
     row: int | None = None
     """Of the node before it, in the pass that held that."""
 
@@ -192,11 +193,11 @@ class Brancher:
                 if whole or len(continuation) > 1
             )
             single += [_Node(place, (index,), 0, tokens) for tokens, index in fed]
-            for first, last, shared in alike([tokens for tokens, _ in fed], MIN_STEM) if self._stems else ():
+            for first, last, same in alike([tokens for tokens, _ in fed], MIN_STEM) if self._stems else ():
                 own = fed[first:last]
-                tails = tuple(((index,), tokens[shared:]) for tokens, index in own if len(tokens) > shared)
-                stems.append(_Node(place, tuple(index for _, index in own), 0, own[0][0][:shared], tails))
-                saved += shared * (len(own) - 1)
+                tails = tuple((index, tokens[same:]) for tokens, index in own if len(tokens) > same)
+                stems.append(_Node(place, tuple(index for _, index in own), 0, own[0][0][:same], tails))
+                saved += same * (len(own) - 1)
         return stems if saved * len(unit.conditions) > STEM_PASSES * self._overhead else single
 
     def _nodes(self, unit: Unit, trunk: int | None, nodes: list[_Node], known: _Known) -> Iterator[Pass]:
@@ -225,7 +226,7 @@ class Brancher:
                 )
                 yield self._pass(rows, tokens.repeat(blocks, 1), lengths, cache, slots, mask)
                 below = [
-                    _Node(node.place, index, node.start + len(node.tokens), tail, (), row)
+                    _Node(node.place, (index,), node.start + len(node.tokens), tail, (), row)
                     for row, node in enumerate(batch)
                     for index, tail in node.tails
                 ]

@@ -85,7 +85,7 @@ def sizes_of(config: Config, location: str | None = None, commit: str | None = N
 
 def fits(sizes: Sizes, policy: DtypeConfig, load: Load, there: Available) -> bool:
     """Whether the work fits into free memory; several devices share the layers."""
-    need = estimate(sizes, policy, load)
+    need = estimate(sizes, policy, load, there.parted)
     if not there.gpu:
         return need.total + need.host + RESERVE <= there.bytes
     count = len(there.parts)
@@ -107,7 +107,7 @@ def check(sizes: Sizes, policy: DtypeConfig, works: Sequence[Load], there: Avail
     over = [load for load in works if not fits(sizes, policy, load, there)]
     if not over:
         return
-    worst = max((estimate(sizes, policy, load) for load in over), key=lambda need: takes(need, there))
+    worst = max((estimate(sizes, policy, load, there.parted) for load in over), key=lambda need: takes(need, there))
     margin = f" (layers are whole: {SPLIT_MARGIN - 1:.0%} of several GPUs stays empty)" if len(there.parts) > 1 else ""
     typed = would_fit(remedies(sizes, policy, works, there, keys))
     raise UserError(
@@ -190,7 +190,8 @@ def lacking(config: Config, policy: DtypeConfig, location: str, commit: str | No
     load = Load(Work.extract, FEWEST_TOKENS, config.steering.max_length)
     if fits(sizes, policy, load, there):
         return ""
-    return f"it takes {gib(estimate(sizes, policy, load).total)} GiB, and {there.what} has {gib(there.bytes)} GiB left"
+    need = estimate(sizes, policy, load, there.parted)
+    return f"it takes {gib(need.total)} GiB, and {there.what} has {gib(there.bytes)} GiB left"
 
 
 def check_judge(location: str, policy: DtypeConfig, device: Device, key: str) -> None:

@@ -9,13 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from truthsteer.memory import LOGITS_AT_ONCE, LOGITS_IN_CACHE, PART
 from truthsteer.model import LanguageModel
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits held at once (256 MiB in float32)."""
-
-PART, POSITIONS = 4096, 1024
-"""On a CPU: words of the vocabulary, and positions, that are multiplied at once."""
 
 
 @torch.no_grad()
@@ -31,8 +26,7 @@ def logprobs(lm: LanguageModel, hidden: Tensor, places: Tensor, tokens: Tensor) 
     Returns:
         [wanted]; NaN where any logit of the position is not finite.
     """
-    words, part = lm.text_config.vocab_size, _part(lm, hidden)
-    step = POSITIONS if part < words else max(1, LOGITS_AT_ONCE // words)
+    step, part = _shape(lm, hidden)
     found = torch.empty(len(places), dtype=torch.float64)
     for first in range(0, len(hidden), step):
         mine = ((places >= first) & (places < first + step)).nonzero()[:, 0]
@@ -47,39 +41,47 @@ def greedy(lm: LanguageModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
     Both [positions]; hidden: [positions, hidden], after the final norm.
     """
-    words, part = lm.text_config.vocab_size, _part(lm, hidden)
-    highest, tokens, lowest = [], [], []
-    for begin in range(0, words, part):
-        logits = lm.logits(hidden, slice(begin, min(begin + part, words)))  # [positions, part]
-        top, place = logits.max(-1)
-        highest.append(top)
-        tokens.append(place + begin)
-        lowest.append(logits.amin(-1))
-    top, where = torch.stack(highest).max(0)
-    chosen = torch.stack(tokens).gather(0, where[None])[0]
-    return chosen, torch.isfinite(top) & (torch.stack(lowest).amin(0) > float("-inf"))
+    _, part = _shape(lm, hidden)
+    parts = _parts(lm, part)
+    highest, lowest = (torch.empty(len(parts), len(hidden), device=hidden.device) for _ in range(2))
+    tokens = torch.empty(len(parts), len(hidden), dtype=torch.long, device=hidden.device)
+    for number, words in enumerate(parts):
+        logits = lm.logits(hidden, words)  # [positions, part]
+        highest[number], tokens[number] = logits.max(-1)
+        tokens[number] += words.start
+        lowest[number] = logits.amin(-1)
+    top, where = highest.max(0)
+    return tokens.gather(0, where[None])[0], torch.isfinite(top) & (lowest.amin(0) > float("-inf"))
 
 
-def _part(lm: LanguageModel, hidden: Tensor) -> int:
-    """How many words of the vocabulary are multiplied at once."""
-    return PART if hidden.device.type == "cpu" and lm.sliceable_head else lm.text_config.vocab_size
+def _shape(lm: LanguageModel, hidden: Tensor) -> tuple[int, int]:
+    """How many positions, and how many words of the vocabulary, are multiplied at once."""
+    words = lm.text_config.vocab_size
+    if hidden.device.type == "cpu" and lm.sliceable_head:
+        part = min(PART, words)
+        return max(1, LOGITS_IN_CACHE // part), part
+    return max(1, LOGITS_AT_ONCE // words), words
+
+
+def _parts(lm: LanguageModel, part: int) -> list[slice]:
+    words = lm.text_config.vocab_size
+    return [slice(begin, min(begin + part, words)) for begin in range(0, words, part)]
 
 
 def _logprobs(lm: LanguageModel, hidden: Tensor, places: Tensor, tokens: Tensor, part: int) -> Tensor:
-    words, picked, totals, lowest = lm.text_config.vocab_size, [], [], []
-    order = []
-    for begin in range(0, words, part):
-        end = min(begin + part, words)
-        logits = lm.logits(hidden, slice(begin, end))  # [positions, part]
-        own = ((tokens >= begin) & (tokens < end)).nonzero()[:, 0]
-        order.append(own)
-        picked.append(logits[places[own].to(logits.device), (tokens[own] - begin).to(logits.device)])
-        totals.append(logits.logsumexp(-1))
-        lowest.append(logits.amin(-1))
-    total = torch.stack(totals).logsumexp(0)
+    parts = _parts(lm, part)
+    # What is kept is allocated first: small tensors made between large ones would stand in the gaps that those leave, and the
+    # next large one would need new memory, part after part.
+    totals, lowest = (torch.empty(len(parts), len(hidden), device=hidden.device) for _ in range(2))
+    picked = torch.empty(len(places), device=hidden.device)
+    for number, words in enumerate(parts):
+        logits = lm.logits(hidden, words)  # [positions, part]
+        own = ((tokens >= words.start) & (tokens < words.stop)).nonzero()[:, 0]
+        found = logits[places[own].to(logits.device), (tokens[own] - words.start).to(logits.device)]
+        picked[own.to(picked.device)] = found.to(picked.device)
+        totals[number] = logits.logsumexp(-1)
+        lowest[number] = logits.amin(-1)
+    total = totals.logsumexp(0)
     # A logit that is NaN or inf makes the sum so; one that is -inf leaves it finite.
-    finite = torch.isfinite(total) & (torch.stack(lowest).amin(0) > float("-inf"))
-    total = total.where(finite, float("nan"))
-    values = torch.empty_like(torch.cat(picked))
-    values[torch.cat(order).to(values.device)] = torch.cat(picked)
-    return values - total[places.to(total.device)]
+    finite = torch.isfinite(total) & (lowest.amin(0) > float("-inf"))
+    return picked - total.where(finite, float("nan"))[places.to(total.device)]

@@ -179,14 +179,14 @@ def prefetch(spec: ModelSpec) -> None:
     located(spec)
 
 
-def memory_of(spec: ModelSpec, batch_tokens: int, max_length: int) -> Estimate | None:
-    """What reading with the model takes; None if its config.json does not tell.
+def memory_of(spec: ModelSpec, batch_tokens: int, max_length: int, parted: bool = False) -> Estimate | None:
+    """What reading with the model takes (see `memory.estimate`); None if its config.json does not tell.
 
     Raises:
         UserError: it is not on this machine.
     """
     sizes = of_checkpoint(str(located(spec)))
-    return None if sizes is None else estimate(sizes, spec.policy, Load(Work.judge, batch_tokens, max_length))
+    return None if sizes is None else estimate(sizes, spec.policy, Load(Work.judge, batch_tokens, max_length), parted)
 
 
 _held: tuple[str, LanguageModel] | None = None

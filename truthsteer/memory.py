@@ -21,7 +21,9 @@ BYTES = {Weights.fp32: 4, Weights.bf16: 2, Weights.fp16: 2}
 QUANTIZED_BYTES = {Quantize.int8: 1.0, Quantize.int4: 0.5625}
 """Per weight of a linear layer: 4 bits go with a float32 scale per block of 64 (NF4, arXiv:2305.14314)."""
 LOGITS_AT_ONCE = 1 << 26
-"""What `head` holds at once."""
+"""What `head` holds at once (256 MiB in float32)."""
+PART, LOGITS_IN_CACHE = 4096, 1 << 22
+"""On a CPU: words of the vocabulary that it multiplies at once, and logits that it holds then."""
 SHORTEST_CONTEXT = 8
 """Tokens of the shortest question in its prompt, for how many answers are generated at once."""
 
@@ -94,6 +96,13 @@ class Available:
     parts: tuple[int, ...]
     """Bytes on each GPU, or one number for the computer's memory."""
     gpu: bool
+    mps: bool = False
+    """An Apple GPU in that memory."""
+
+    @property
+    def parted(self) -> bool:
+        """Whether the vocabulary is taken part by part there."""
+        return not self.gpu and not self.mps
 
     @property
     def bytes(self) -> int:
@@ -105,13 +114,14 @@ class Available:
         return f"{len(self.parts)} GPU{'s' * (len(self.parts) > 1)}" if self.gpu else "this machine's memory"
 
 
-def estimate(sizes: Sizes, policy: DtypeConfig, load: Load) -> Estimate:
+def estimate(sizes: Sizes, policy: DtypeConfig, load: Load, parted: bool = False) -> Estimate:
     """Memory at the peak of one kind of work.
 
     Args:
         sizes: of what is loaded, already cut to the layers that are.
         policy: number formats.
         load: the work.
+        parted: whether the vocabulary is taken part by part, as on a CPU.
     """
     wide = BYTES[policy.weights]
     stream = 4 if policy.residual is Residual.fp32 else wide
@@ -130,7 +140,7 @@ def estimate(sizes: Sizes, policy: DtypeConfig, load: Load) -> Estimate:
         + seen * (2 + wide)
         + (seen * sizes.num_heads * (2 * wide + 8) if eager else 0),
         mlp=slots * sizes.intermediate_size * 3 * wide + (sizes.hidden_size * sizes.intermediate_size * 2 * quantized),
-        logits=_logits(sizes, load, slots),
+        logits=_logits(sizes, load, slots, parted),
         kept=_kept(sizes, load, slots, wide, stream),
         host=_host(sizes, load),
     )
@@ -161,17 +171,21 @@ def _caches(sizes: Sizes, load: Load) -> float:
     return max(2.0, 3 * (1 - load.lowest / sizes.num_layers))
 
 
-def _logits(sizes: Sizes, load: Load, slots: int) -> int:
-    """The head's output, the float32 copy, and what is computed from it: three copies in float32 where logits are capped."""
+def _logits(sizes: Sizes, load: Load, slots: int, parted: bool) -> int:
+    """The head's output, the float32 copy, and what is computed from it: three copies in float32 where logits are capped.
+
+    For scoring also the hidden states that wait for the head.
+    """
     if load.work is Work.extract:
         return 0
     if load.work is Work.train:
         return slots * sizes.vocab_size * 16
-    scored = min(max(LOGITS_AT_ONCE, sizes.vocab_size), slots * sizes.vocab_size) * 12
-    generated = _rows(load) * sizes.vocab_size * 12
+    most, words = (LOGITS_IN_CACHE, min(PART, sizes.vocab_size)) if parted else (LOGITS_AT_ONCE, sizes.vocab_size)
+    scored = min(max(most, words), slots * words) * 12
+    generated = _rows(load) * (sizes.vocab_size if load.sampled else words) * 12
     if load.work is Work.judge and not load.max_new_tokens:
         return min(scored, generated)  # one position of each text
-    return scored + slots * sizes.hidden_size * 4 if load.work is Work.score else generated  # positions that wait
+    return scored + slots * sizes.hidden_size * 4 if load.work is Work.score else generated
 
 
 def _rows(load: Load) -> int:
@@ -207,6 +221,7 @@ def available(device: Device) -> Available:
         if torch.cuda.is_available():
             count = range(torch.cuda.device_count())
             return Available(tuple(_free_on(index) for index in count), gpu=True)
+        return Available((free_memory(),), gpu=False, mps=torch.backends.mps.is_available())
     return Available((free_memory(),), gpu=False)
 
 

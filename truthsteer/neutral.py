@@ -202,7 +202,7 @@ def _read(
     """
     import torch
 
-    from truthsteer.head import LOGITS_AT_ONCE
+    from truthsteer.memory import LOGITS_AT_ONCE
 
     ids, _ = lm.pad(list(passages) * blocks)
     hidden = lm.forward(ids)

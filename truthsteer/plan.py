@@ -154,7 +154,7 @@ def _memory(ws: Workspace, splits: tuple[Splits, ...] | None) -> Iterator[str]:
         works, loaded = fitting.loads(config, tried, len(steered)), sizes.first_layers(ws.depth)
         training = memory.Load(memory.Work.train, length, length, lowest=min(tried, default=0))
         for load in [*works, training]:
-            need = memory.estimate(loaded, config.dtype, load)
+            need = memory.estimate(loaded, config.dtype, load, there.parted)
             fit = fitting.fits(loaded, config.dtype, load, there)
             asks = " (methods that train, a text at a time)" if load is training else ""
             yield (
@@ -172,7 +172,7 @@ def _memory(ws: Workspace, splits: tuple[Splits, ...] | None) -> Iterator[str]:
 def _judge(name: str, judge: Any, there: memory.Available) -> Iterator[str]:
     """What a judge's language model takes, where it has one and it is on this machine."""
     if hasattr(judge, "batch_tokens") and not _missing(judge):
-        need = judge_model.memory_of(judge.spec, judge.batch_tokens, judge.max_length)
+        need = judge_model.memory_of(judge.spec, judge.batch_tokens, judge.max_length, there.parted)
         if need is not None:
             yield f"  judge {name:<9}{fitting.gib(need.total)}: {fitting.parts(need, there)}, once the model above is gone"
 

@@ -92,15 +92,16 @@ def _score_unit(
     places: list[Tensor] = []
     targets: list[int] = []
     found: list[float] = []
-    held = 0
+    held = 0  # positions that wait for the head
 
     def settle() -> None:
-        if states:
-            found.extend(
-                logprobs(lm, torch.cat(states), torch.cat(places), torch.tensor(targets[len(found) :])).tolist()
-            )
-            states.clear()
-            places.clear()
+        nonlocal held
+        if held:
+            waiting = torch.tensor(targets[len(found) :])
+            found.extend(logprobs(lm, torch.cat(states), torch.cat(places), waiting).tolist())
+        states.clear()
+        places.clear()
+        held = 0
 
     for step in brancher.walk(unit, whole=False):
         assert step.hidden is not None
@@ -114,7 +115,6 @@ def _score_unit(
         held += len(positions)
         if held >= HELD:  # many at once: the head's matrix, which is most of a small model, is then read least often
             settle()
-            held = 0
     settle()
     totals: dict[Key, float] = {}
     for key, value in zip(keys, found, strict=True):

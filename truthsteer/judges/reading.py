@@ -87,7 +87,8 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     """
     import torch
 
-    from truthsteer.branching import MIN_SHARED, Brancher, alike, shared
+    from truthsteer.branching import MIN_SHARED, Brancher, Unit, alike, shared
+    from truthsteer.halving import in_halves
     from truthsteer.head import logprobs
     from truthsteer.hooks import RowSteering
     from truthsteer.operators import Add
@@ -105,7 +106,8 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     states: dict[tuple[int, ...], Any] = {}
     with torch.no_grad(), RowSteering(lm, [None], Add()) as none:
         brancher = Brancher(lm, shapes, none, 1, batch_tokens)
-        for unit in brancher.units:
+
+        def read(unit: Unit) -> list[None]:
             for step in brancher.walk(unit, whole=True):
                 assert step.hidden is not None
                 for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
@@ -115,6 +117,10 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
                         states[shape.context] = last
                     for index in row.continuations:
                         states[shape.context + shape.continuations[index][: row.start + length]] = last
+            return []
+
+        for unit in brancher.units:
+            in_halves(read, unit, Unit.halves)
     hidden = torch.stack([states[context] for context in contexts])  # [contexts, hidden]
     of = {context: place for place, context in enumerate(contexts)}
     places = [of[branch.context] for branch in branches for _ in branch.continuations]

@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-BENCH ?= extraction_one_layer extraction_all_layers multiple_choice generation steered_generation llm_judge training_step rerun
+BENCH ?= extraction_one_layer extraction_all_layers multiple_choice generation steered_generation llm_judge training_step
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) \

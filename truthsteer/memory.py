@@ -1,8 +1,8 @@
 """How much memory work on a model takes, from the config alone, and how much there is.
 
-An upper bound, made to be within about 1.7 of what is measured: weights exactly; keys and values, and what one pass through
-the layers holds at once, from what the code keeps alive and the longest text there may be. It knows no checkpoint beyond
-its `Sizes`. It does not know how a GPU's allocator cuts its blocks, nor what other programs will take meanwhile.
+An upper bound: weights exactly; keys and values, and what one pass through the layers holds at once, from what the code
+keeps alive and the longest text there may be. It knows no checkpoint beyond its `Sizes`. It does not know how a GPU's
+allocator cuts its blocks, nor what other programs will take meanwhile.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ serialisation there is.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import NoneType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
@@ -201,26 +201,20 @@ class Capability:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as a JSON-ready dict; tuples become lists."""
-    return dataclasses.asdict(record)
+    """A record as a JSON-ready dict."""
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    return found
 
 
 def from_json(cls: type[T], data: dict[str, Any]) -> T:
-    """The inverse of `to_json`, for (nested) record classes."""
-    hints = get_type_hints(cls)
-    return cls(**{name: _decode(hints[name], value) for name, value in data.items()})
+    """The inverse of `to_json`, for (nested) record classes.
+
+    Raises:
+        msgspec.ValidationError: a field is missing or has another type.
+    """
+    return msgspec.convert(data, cls)
 
 
-def _decode(hint: Any, value: Any) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is tuple:
-        return tuple(_decode(args[0], item) for item in value)
-    if origin in (Union, type(int | None)):
-        if value is None and NoneType in args:
-            return None
-        return _decode(next(arg for arg in args if arg is not NoneType), value)
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value)  # type: ignore[arg-type]
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
-    return value
+def rows_from_json(cls: type[T], lines: bytes) -> list[T]:
+    """One record per line."""
+    return msgspec.json.Decoder(cls).decode_lines(lines)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from truthsteer.errors import UserError
-from truthsteer.records import from_json, to_json
+from truthsteer.records import rows_from_json, to_json
 
 T = TypeVar("T")
 
@@ -94,8 +94,7 @@ class Artifact:
         return found
 
     def rows(self, cls: type[T]) -> list[T]:
-        with (self.path / "rows.jsonl").open(encoding="utf-8") as file:
-            return [from_json(cls, json.loads(line)) for line in file]
+        return rows_from_json(cls, (self.path / "rows.jsonl").read_bytes())
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 from conftest import FAMILIES, build
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truthsteer import scoring
-from truthsteer.branching import PASS_COST, Brancher, alike, batched
+from truthsteer import branching, scoring
+from truthsteer.branching import Brancher
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
@@ -41,6 +42,11 @@ def with_window(family: str, tokenizer, window: int) -> LanguageModel:
     return LanguageModel(model, tokenizer)
 
 
+@pytest.fixture(scope="module")
+def one_model(tokenizer) -> LanguageModel:
+    return with_window("gemma3", tokenizer, 12)
+
+
 @torch.no_grad()
 def alone(lm: LanguageModel, branch: Branch, answer: tuple[int, ...], injection: Injection | None) -> float:
     """The log-probability of an answer, its text read alone and from the beginning."""
@@ -65,16 +71,6 @@ def test_answers_score_as_their_texts_do_alone(family, window, prefix, tokenizer
             assert item.logprob == pytest.approx(wanted, abs=2e-4)
 
 
-@pytest.mark.parametrize(("window", "mixed"), [(12, False), (64, True)])
-def test_contexts_are_padded_only_where_no_window_loses_by_it(window, mixed, tokenizer):
-    lm, asked = with_window("gemma3", tokenizer, window), branches()
-    with RowSteering(lm, [None], Add()) as steering:
-        units = Brancher(lm, asked, steering, 1, 8192).units
-    lengths = [{len(asked[place].context) for place in unit.branches} for unit in units]
-    assert any(len(found) > 1 for found in lengths) == mixed
-    assert sorted(place for unit in units for place in unit.branches) == list(range(len(asked)))
-
-
 def test_positions_may_be_multiplied_by_the_head_in_any_number_at_once(tokenizer, monkeypatch):
     lm = with_window("gemma3", tokenizer, 64)
     wanted = list(score(lm, branches(), [None]))
@@ -84,88 +80,130 @@ def test_positions_may_be_multiplied_by_the_head_in_any_number_at_once(tokenizer
             assert [item.logprob for item in a] == pytest.approx([item.logprob for item in b], abs=1e-5)
 
 
-ROWS = st.lists(st.integers(1, 30), min_size=1, max_size=40).map(lambda found: sorted(found, reverse=True))
+TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
+TREES = st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=4, unique=True)), min_size=1, max_size=12)
 
 
-def cost(spans: list[tuple[int, int]], lengths: list[int], overhead: float) -> float:
-    return sum(overhead + (last - first) * lengths[first] for first, last in spans)
+def walked(lm: LanguageModel, asked: list[Branch], conditions: list, budget: int, whole: bool) -> list[tuple]:
+    """(units, passes of each) of branches, with what each pass was fed."""
+    fed = []
+    forward = lm.forward
+
+    def watched(ids, *rest, **more):
+        fed.append(ids)
+        return forward(ids, *rest, **more)
+
+    with RowSteering(lm, conditions, Add()) as steering, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "forward", watched)
+        brancher = Brancher(lm, asked, steering, len(conditions), budget)
+        found = []
+        for unit in brancher.units:
+            for step in brancher.walk(unit, whole):
+                found.append((unit, step, fed[-1]))
+    return found
 
 
-@given(ROWS, st.integers(1, 400), st.floats(0, 200))
-def test_batches_hold_every_row_once_within_the_budget(lengths, budget, overhead):
-    fits = [max(1, budget // length) for length in lengths]
-    spans = batched(lengths, fits, overhead)
-    assert [place for first, last in spans for place in range(first, last)] == list(range(len(lengths)))
-    assert all(last - first <= fits[first] for first, last in spans)
-    each = [(place, place + 1) for place in range(len(lengths))]
-    same = [
-        (first, min(first + fits[first], last))
-        for _, group in itertools.groupby(range(len(lengths)), key=lengths.__getitem__)
-        for own in [list(group)]
-        for first, last in [(place, own[-1] + 1) for place in own[:: fits[own[0]]]]
+@settings(deadline=None, max_examples=40)
+@given(TREES, st.integers(1, 3), st.integers(1, 120), st.booleans())
+def test_a_pass_holds_every_text_once(one_model, trees, copies, budget, whole):
+    asked = [Branch(context, tuple(continuations)) for context, continuations in trees]
+    seen = Counter()
+    for unit, step, ids in walked(one_model, asked, [None] * copies, budget, whole):
+        block = ids[: len(ids) // len(unit.conditions)].reshape(-1)
+        assert step.block == len(block)
+        rows = max(1, len(ids) // len(unit.conditions))
+        assert len(ids) * ids.shape[1] <= budget or rows == 1, "more than the budget only where one row needs it"
+        for path in step.paths:
+            text = asked[path.branch].continuations[path.continuation]
+            text = text if whole else text[:-1]
+            assert path.branch in unit.branches
+            assert tuple(block[list(path.places[1:])].tolist()) == text
+            assert block[path.places[0]] == asked[path.branch].context[-1]
+            for condition in unit.conditions:
+                seen[condition, path.branch, path.continuation] += 1
+    every = [
+        (c, b, i) for c in range(copies) for b, branch in enumerate(asked) for i in range(len(branch.continuations))
     ]
-    assert cost(spans, lengths, overhead) <= min(cost(each, lengths, overhead), cost(same, lengths, overhead)) + 1e-6
+    assert seen == Counter(every)
 
 
-def test_cheap_passes_are_many_and_dear_ones_few():
-    lengths = [30] * 10 + [3] * 10
-    assert batched(lengths, [100] * 20, 1.0) == [(0, 10), (10, 20)]
-    assert batched(lengths, [100] * 20, 1000.0) == [(0, 20)]
-    assert batched(lengths, [100] * 20, float(PASS_COST["cpu"])) == [(0, 10), (10, 20)]
-    assert batched([], [], 1.0) == []
+def test_next_to_nothing_is_computed_twice(tokenizer):
+    lm = with_window("gemma3", tokenizer, 64)
+    stem = tuple(range(40, 48))
+    ends = ((20,), (21, 22, 23), (24,), (20, 30, 31))
+    asked = [Branch((2, 3, 4, 60 + place), (*((*stem, *end) for end in ends), (90, 91), (92,))) for place in range(8)]
+    conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
+    [(_, _, ids)] = walked(lm, asked, conditions, 8192, whole=True)
+    assert list(ids.shape) == [1, 3 + 8 * (1 + 8 + 1 + 3 + 1 + 2 + 2 + 1)], (
+        "one row serves both conditions up to the steered layer"
+    )
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40).map(tuple), min_size=1, max_size=12))
-def test_every_text_is_in_one_group_and_begins_as_it_does(texts):
-    texts = sorted(texts)
-    groups = alike(texts, 2)
-    assert [place for first, last, _ in groups for place in range(first, last)] == list(range(len(texts)))
-    for first, last, shared in groups:
-        assert 0 <= shared <= len(texts[first])
-        assert len({text[:shared] for text in texts[first:last]}) == 1
-
-
-def test_groups_end_where_texts_share_less():
-    orders = [
-        (1, *question, *lists, *answer)
-        for question in ((2,) * 9, (3,) * 9)
-        for lists in ((4,) * 9, (5,) * 9)
-        for answer in ((6,), (7,))
-    ]
-    assert alike(sorted(orders), 5) == [(0, 2, 19), (2, 4, 19), (4, 6, 19), (6, 8, 19)]
-    assert alike([(1, 2), (1, 3)], 3) == [(0, 1, 2), (1, 2, 2)]
-    assert alike([], 3) == []
+def test_a_large_branch_is_cut_and_its_context_repeated(one_model, monkeypatch):
+    monkeypatch.setattr(branching, "LARGEST", 12)
+    asked = [Branch((2, 3, 4), tuple((5, 6 + place, 7, 8) for place in range(8)))]
+    found = walked(one_model, asked, [None], 24, whole=True)
+    assert len({id(unit) for unit, _, _ in found}) == 1, "what reads a branch reads it whole"
+    assert sum(len(step.paths) for _, step, _ in found) == 8
+    assert all(ids.numel() <= 24 for _, _, ids in found)
+    [(_, unit)] = score(one_model, asked, [None], batch_tokens=24)
+    for item in unit:
+        assert item.logprob == pytest.approx(
+            alone(one_model, asked[0], asked[0].continuations[item.continuation], None), abs=2e-4
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_answers_begin_with_alike_is_computed_once(family, tokenizer, monkeypatch):
-    lm = with_window(family, tokenizer, 64)
-    stem = (5, 6, 7, 8, 9, 10, 11, 12)
-    ends = ((20,), (21, 22, 23), (24,), (), (20, 30, 31))
-    asked = [
-        Branch((2, *range(40, 44 + place)), (*((*stem, *end) for end in ends), (90, 91), (92,))) for place in range(8)
-    ]
-    conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
-    with RowSteering(lm, conditions, Add()) as steering:
-        brancher = Brancher(lm, asked, steering, 2, 8192)
-        fed = [
-            (row, length)
-            for unit in brancher.units
-            for step in brancher.walk(unit, whole=True)
-            for row, length in zip(step.rows, step.lengths, strict=True)
-        ]
-    for condition, place in itertools.product(range(2), range(8)):
-        held = dict.fromkeys(range(7), 0)
-        for row, length in fed:
-            if (row.condition, row.branch) == (condition, place):
-                for index in row.continuations:
-                    assert row.start == held[index], "what comes first is computed first"
-                    held[index] += length
-        assert [held[index] for index in range(7)] == list(map(len, asked[place].continuations))
-    computed = sum(length for row, length in fed if row.continuations)
-    assert computed == 2 * 8 * (8 + 1 + 3 + 1 + 3 + 2 + 1)
-    for _, unit in score(lm, asked, conditions):
+def test_what_is_not_finite_stays_with_its_own_text(family, tokenizer):
+    lm, asked = with_window(family, tokenizer, 64), branches()
+    bad = 1710
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[bad] = float("inf")
+    asked[3] = Branch(asked[3].context, (asked[3].continuations[0], (bad, 5, 6), asked[3].continuations[2]))
+    finite = {}
+    with RowSteering(lm, [None], Add()) as steering:
+        brancher = Brancher(lm, asked, steering, 1, 8192)
+        for unit in brancher.units:
+            for step in brancher.walk(unit, whole=True):
+                flat = step.hidden.reshape(-1, lm.hidden_size)
+                finite |= {
+                    (path.branch, path.continuation): bool(torch.isfinite(flat[list(path.places)]).all())
+                    for path in step.paths
+                }
+    assert len(finite) == 36
+    assert [key for key, value in finite.items() if not value] == [(3, 1)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eager_attention_sees_the_same(family, tokenizer):
+    lm, asked = with_window(family, tokenizer, 12), branches(20)
+    lm.model.set_attn_implementation("eager")
+    for _, unit in score(lm, asked, [None]):
         for item in unit:
-            answer = asked[item.branch].continuations[item.continuation]
-            wanted = alone(lm, asked[item.branch], answer, conditions[item.condition])
+            wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
             assert item.logprob == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize("prefix", [0, 20], ids=["no prefix", "prefix"])
+def test_attention_that_takes_no_mask_reads_each_text_alone(prefix, tokenizer, monkeypatch):
+    lm, asked = with_window("gemma3", tokenizer, 12), branches(prefix)
+    monkeypatch.setattr(LanguageModel, "any_mask", False)
+    forward = lm.forward
+
+    def unmasked(*given, mask=None, **more):
+        assert mask is None
+        return forward(*given, **more)
+
+    monkeypatch.setattr(lm, "forward", unmasked)
+    for _, unit in score(lm, asked, [None], batch_tokens=200):
+        for item in unit:
+            wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
+            assert item.logprob == pytest.approx(wanted, abs=2e-4)
+
+
+def test_units_of_many_conditions_are_as_large_as_each_other(one_model):
+    with RowSteering(one_model, [None] * 10, Add()) as steering:
+        units = Brancher(one_model, branches(), steering, 10, 400).units
+    assert len({len(unit.conditions) for unit in units}) == 1
+    held = Counter((condition, place) for unit in units for condition in unit.conditions for place in unit.branches)
+    assert held == Counter(itertools.product(range(10), range(12)))

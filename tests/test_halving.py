@@ -24,12 +24,12 @@ def lm(tokenizer) -> LanguageModel:
     return LanguageModel(build("gemma3"), tokenizer)
 
 
-def small(lm: LanguageModel, monkeypatch, rows: int) -> None:
-    """Passes of more rows, or a third pass with so many, run out of memory."""
+def small(lm: LanguageModel, monkeypatch, tokens: int) -> None:
+    """Passes of more tokens run out of memory."""
     forward = lm.forward
 
     def limited(ids, *rest, **more):
-        if len(ids) > rows:
+        if ids.numel() > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(ids, *rest, **more)
 
@@ -49,7 +49,7 @@ def test_scores_are_the_same(lm, monkeypatch, caplog):
 
     found = list(score(lm, branches(), conditions(lm)))
     keys, wanted = scored(), values()
-    small(lm, monkeypatch, 4)
+    small(lm, monkeypatch, 60)
     found = list(score(lm, branches(), conditions(lm)))
     assert scored() == keys
     assert values() == pytest.approx(wanted, abs=1e-4)
@@ -62,7 +62,7 @@ def test_scores_are_the_same(lm, monkeypatch, caplog):
 def test_activations_are_the_same(lm, monkeypatch):
     questions = make_questions(8)
     wanted = extract(lm, questions)
-    small(lm, monkeypatch, 5)
+    small(lm, monkeypatch, 100)
     found = extract(lm, questions)
     assert found.pairs == wanted.pairs
     for name in ("answer_mean", "answer_last", "prompt_last", "norms", "tokens"):
@@ -77,7 +77,7 @@ def test_answers_are_the_same(lm, monkeypatch):
         return list(decode(lm, requests, conditions(lm), config=config, stop=()))
 
     wanted = answers()
-    small(lm, monkeypatch, 5)
+    small(lm, monkeypatch, 100)
     assert answers() == wanted
 
 

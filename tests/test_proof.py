@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from truthsteer.bank import estimate
+from truthsteer.branching import _Row
 from truthsteer.data import load_questions
 from truthsteer.errors import UserError
 from truthsteer.extraction import extract
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
-from truthsteer.prompts import PLAIN, Prompts
+from truthsteer.prompts import PLAIN, Branch, Prompts
 from truthsteer.proof import prove, worst
 
 COEFFICIENT = 0.4
@@ -81,18 +82,48 @@ def test_broken_operators_fail(case, operator):
         prove(lm, branches, injection, operator(), 8192)
 
 
-def test_wrong_positions_after_a_shared_prefix_fail(case, monkeypatch):
-    """With a mask and without: a row alone and among others is wrong alike, and the whole text in one pass is not."""
+def test_wrong_positions_after_a_context_fail(case, monkeypatch):
+    """A row alone and among others is wrong alike, and the whole text in one pass is not."""
     lm, branches, injection = case
-    decoder = lm.decoder
+    layout = _Row.layout
+
+    def shifted(row, start):
+        positions, sees = layout(row, start)
+        positions[sorted({node for path in row.paths for node in path[2][1:]})] += 7
+        return positions, sees
+
+    monkeypatch.setattr(_Row, "layout", shifted)
+    with pytest.raises(UserError, match="one_pass"):
+        prove(lm, branches, injection, Add(), 8192)
+
+
+def test_wrong_positions_after_a_shared_prefix_fail(case, monkeypatch):
+    lm, branches, injection = case
+    branches = [Branch(tuple(range(20, 50)) + branch.context, branch.continuations) for branch in branches]
+    decoder, steps = lm.decoder, []
 
     def shifted(**given):
         cache = given["past_key_values"]
         later = cache is not None and cache.get_seq_length() > 0
+        steps.append(later)
         return decoder(**given | {"position_ids": given["position_ids"] + 7 * later})
 
     monkeypatch.setattr(lm, "decoder", shifted)
-    with pytest.raises(UserError, match="one_pass"):
+    with pytest.raises(UserError, match=r"row_alone|one_pass"):
+        prove(lm, branches, injection, Add(), 8192)
+    assert any(steps)
+
+
+def test_a_text_that_sees_others_of_its_row_fails(case, monkeypatch):
+    lm, branches, injection = case
+    layout = _Row.layout
+
+    def open_(row, start):
+        positions, sees = layout(row, start)
+        return positions, torch.ones_like(sees).tril()
+
+    monkeypatch.setattr(_Row, "layout", open_)
+    with pytest.raises(UserError, match="row_alone"):
         prove(lm, branches, injection, Add(), 8192)
 
 
@@ -100,9 +131,9 @@ def test_a_padding_mask_that_is_ignored_fails(case, monkeypatch):
     lm, branches, injection = case
     forward = lm.forward
 
-    def ignoring(ids, cache=None, mask=None, start=0):
-        left = mask is not None and bool((mask[:, 0] == 0).any())
-        return forward(ids, cache, None if left else mask, start)
+    def ignoring(ids, cache=None, mask=None, start=0, positions=None):
+        left = mask is not None and mask.ndim == 2 and bool((mask[:, 0] == 0).any())
+        return forward(ids, cache, None if left else mask, start, positions)
 
     monkeypatch.setattr(lm, "forward", ignoring)
     with pytest.raises(UserError, match="decoding"):

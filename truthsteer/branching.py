@@ -1,20 +1,22 @@
-"""Contexts and the continuations that share them, each distinct prefix computed once per condition.
+"""Contexts and the continuations that share them, as trees: each distinct beginning is computed once per condition.
 
-Four levels share keys and values: the prefix common to all contexts (a few-shot preset), the context of one question, what
-several of its continuations (answers) begin with, and the rest of each. All are padded on the right, where a causal model
-computes finite numbers that no real token sees: pads between two levels are masked, and positions count real tokens only.
-Where pads would use up a sliding window, contexts of one batch have equal length instead. Many conditions fill one batch, a
-row each, and share what is computed below the lowest layer that one of them steers.
+What all contexts begin with (a few-shot preset) is computed first and kept. The rest is laid out in rows of a few hundred
+tokens, several contexts with all their continuations in each: a token that two texts of a row begin with alike stands there
+once, and an attention mask lets every token see its own text's beginning and nothing else (as in tree attention, Miao et al.
+2024, arXiv:2305.09781). So next to nothing is padded or computed twice. Many conditions fill one batch, the same rows each,
+and share what is computed below the lowest layer that one of them steers.
+
+A number that is not finite would reach its whole row, since what is masked is multiplied by zero: such a pass is done again
+with a row for each text, as is everything where the attention takes no mask of its own (flash_attention_2).
 
 Units depend only on the branches, the number of conditions and the token budget, never on what was done before nor on the
-device; how a unit is cut into passes depends on the device too.
+device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,17 +29,17 @@ from truthsteer.prompts import Branch
 MIN_SHARED = 16
 """A common prefix shorter than this is cheaper to compute again than to copy."""
 
-PASS_COST, PASS_COST_ON_GPU = {"cpu": 40}, 2048
-"""What a pass costs beside its tokens, in tokens: reading the weights, starting kernels. On a GPU a guess."""
+ROW = 256
+"""Tokens of a row, where no text needs more: all of its tokens are compared with each other, though few see each other."""
 
-UNIT_COST = 250
-"""The same of a unit, and the same on every device."""
+LARGEST = 1024
+"""A branch of more tokens is cut, its context repeated, so that what is compared in vain stays small."""
 
-MIN_STEM = 3
-"""So many tokens that answers to one question begin with alike are computed once."""
+OPEN = 64
+"""So many rows are looked at for the one that a branch fits best."""
 
-STEM_PASSES = 8
-"""Provided that this saves more, in a unit, than so many passes cost: it adds some."""
+EVENER = 4
+"""So many widths between the rows' mean length and the widest are tried for as few rows, of a length more alike."""
 
 
 @dataclass(frozen=True)
@@ -57,56 +59,88 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a forward pass: a context, or tokens that some of its continuations share."""
+class Path:
+    """Where a pass holds a context's last token and the continuation after it."""
 
-    condition: int
     branch: int
-    continuations: tuple[int, ...]
-    """Indices within the branch; empty for the context itself."""
-    start: int = 0
-    """Tokens of those continuations that earlier passes held."""
+    continuation: int
+    places: tuple[int, ...]
+    """Of the context's last token, then of the continuation's, in one condition's rows flattened."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass over some rows."""
+    """One forward pass: the same rows under each condition, one block after the other."""
 
-    rows: tuple[Row, ...]
-    tokens: Tensor
-    """[rows fed, tokens]: ids fed in this pass, right-padded; one block of rows where conditions share their trunk."""
-    lengths: tuple[int, ...]
-    """Real tokens of each row in this pass."""
+    conditions: tuple[int, ...]
+    paths: tuple[Path, ...]
+    """Of one block; those of a branch are not always in one pass."""
+    block: int
+    """Tokens of a block, pads included: the next condition's places begin so much later."""
     hidden: Tensor | None
-    """[rows, tokens, hidden] after the final norm; None where a capture ended the pass early."""
+    """[rows of all blocks, tokens, hidden] after the final norm; None where a capture ended the pass early."""
+
+
+class _Row:
+    """Texts as a tree: a node for each distinct beginning, parents first."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.paths: list[tuple[int, int, tuple[int, ...]]] = []
+        """(branch, continuation, nodes of the context's last token and the continuation's)."""
+        self._children: dict[tuple[int, int], int] = {}
+
+    def shares(self, text: Sequence[int]) -> int:
+        """How many of a text's first tokens are here."""
+        node = -1
+        for count, token in enumerate(text):
+            child = self._children.get((node, token))
+            if child is None:
+                return count
+            node = child
+        return len(text)
+
+    def add(self, piece: _Piece) -> None:
+        context = self._grow(piece.context, -1)
+        for index, continuation in piece.continuations:
+            nodes = self._grow(continuation, context[-1])
+            self.paths.append((piece.branch, index, (context[-1], *nodes)))
+
+    def _grow(self, text: Sequence[int], node: int) -> list[int]:
+        found = []
+        for token in text:
+            child = self._children.setdefault((node, token), len(self.tokens))
+            if child == len(self.tokens):
+                self.tokens.append(token)
+                self.parents.append(node)
+            node = child
+            found.append(node)
+        return found
+
+    def layout(self, start: int) -> tuple[Tensor, Tensor]:
+        """Each token's position, [tokens], when `start` tokens come before the row; which tokens it sees, [tokens, tokens]."""
+        size = len(self.tokens)
+        positions, sees = torch.empty(size, dtype=torch.long), torch.zeros(size, size, dtype=torch.bool)
+        depths: list[int] = []
+        for node, parent in enumerate(self.parents):
+            depths.append(depths[parent] + 1 if parent >= 0 else start)
+            if parent >= 0:
+                sees[node] = sees[parent]
+            sees[node, node] = True
+        positions[:] = torch.tensor(depths)
+        return positions, sees
 
 
 @dataclass(frozen=True)
-class _Node:
-    """Tokens to feed after a context, or after another node."""
+class _Piece:
+    """A branch, or a part of it that fits a row: its context without the common prefix, and continuations to feed."""
 
-    place: int
-    """Of the branch in its unit."""
-    continuations: tuple[int, ...]
-    start: int
-    tokens: tuple[int, ...]
-    tails: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    """(continuation, tokens) of what follows."""
-    row: int | None = None
-    """Of the node before it, in the pass that held that."""
-
-    @property
-    def parent(self) -> int:
-        return self.place if self.row is None else self.row
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a pass has left: keys and values of its rows, and which slots are real."""
-
-    cache: DynamicCache
-    seen: Tensor
-    """[rows of one condition, slots]."""
+    branch: int
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, tuple[int, ...]], ...]
+    size: int
+    """Tokens, each distinct beginning once."""
 
 
 class Brancher:
@@ -117,7 +151,7 @@ class Brancher:
         branches: contexts with their continuations.
         steering: entered by the caller; its conditions are the ones that units index.
         conditions: how many conditions there are.
-        batch_tokens: at most this many key-value slots are filled in one pass (a single row of each condition may exceed it).
+        batch_tokens: at most this many key-value slots are filled in one pass (a single text of each condition may exceed it).
         share: compute the layers below the lowest steered one once for all conditions of a unit.
     """
 
@@ -137,195 +171,186 @@ class Brancher:
         self._budget = batch_tokens
         self._prefix = common_prefix([branch.context[:-1] for branch in branches])
         self._prefix_cache: tuple[tuple[int, ...], DynamicCache] | None = None
-        self._overhead = PASS_COST.get(lm.device.type, PASS_COST_ON_GPU)
-        self._stems = self._padded(2)
         self.units = self._plan(conditions)
         self.tokens = 0
         """Token positions computed so far, pads included."""
 
     def _plan(self, conditions: int) -> list[Unit]:
-        order = sorted(range(len(self._branches)), key=lambda index: (-len(self._branches[index].context), index))
-        longest = len(self._branches[order[0]].context)
-        width = max(1, min(conditions, self._budget // longest))
-        lengths = [len(self._branches[index].context) for index in order]
+        every = range(len(self._branches))
+        width = min(conditions, max(1, self._budget // (len(self._prefix) + self._widest(every, conditions))))
+        width = -(-conditions // -(-conditions // width))  # as many in each
+        rows = self._rows(every, width, whole=True)
+        fits = self._rows_at_once(rows, width)
+        together = [rows[first : first + fits] for first in range(0, len(rows), fits)]
+        owned: set[int] = set()  # branches that an earlier unit has
         units = []
-        for first in range(0, conditions, width):
-            chunk = tuple(range(first, min(first + width, conditions)))
-            fits = [max(1, self._budget // (length * len(chunk))) for length in lengths]
-            overhead = UNIT_COST / len(chunk) if self._padded(1) else 0.0
-            units += [Unit(chunk, tuple(order[i:j])) for i, j in batched(lengths, fits, overhead)]
-        return units
+        for group in together:
+            own = tuple(dict.fromkeys(path[0] for row in group for path in row.paths if path[0] not in owned))
+            owned.update(own)
+            if own:
+                units.append(own)
+        return [
+            Unit(tuple(range(first, min(first + width, conditions))), own)
+            for first in range(0, conditions, width)
+            for own in units
+        ]
 
-    def _padded(self, levels: int) -> bool:
-        """Whether pads between contexts and so many levels below leave every real token in sight of what it may see."""
-        window = getattr(self._lm.text_config, "sliding_window", None)
-        longest = max(len(branch.context) for branch in self._branches)
-        below = max((len(tokens) for branch in self._branches for tokens in branch.continuations), default=0)
-        return window is None or longest + levels * below <= window
-
-    def walk(self, unit: Unit, whole: bool) -> Iterator[Pass]:
-        """The passes of a unit: first its contexts, then their continuations.
+    def walk(self, unit: Unit, whole: bool, state: Callable[[], Tensor] | None = None) -> Iterator[Pass]:
+        """The passes of a unit.
 
         Args:
-            unit: one of `units`.
+            unit: one of `units`, or a part of one.
             whole: feed every token of the continuations; otherwise all but the last, which nothing follows.
+            state: gives the highest hidden states, [rows, tokens, hidden], of a pass that was ended early.
         """
-        lm, conditions = self._lm, torch.tensor(unit.conditions)
-        trunk = self._steering.trunk_of(unit.conditions) if self._share else None
-        copies, blocks = len(unit.conditions), 1 if trunk is not None else len(unit.conditions)
-        cache, start = self._start(unit, trunk)
-        fed = [self._branches[branch].context[start:] for branch in unit.branches]
-        tokens, real = lm.pad(fed)
-        self._steering.assign(conditions.repeat_interleave(len(fed)), trunk)
-        rows = tuple(Row(c, b, ()) for c in unit.conditions for b in unit.branches)
-        yield self._pass(rows, tokens.repeat(blocks, 1), tuple(map(len, fed)) * copies, cache, start)
+        copies = len(unit.conditions)
+        rows = self._rows(unit.branches, copies, whole)
+        fits = self._rows_at_once(rows, copies)
+        for first in range(0, len(rows), fits):
+            own = rows[first : first + fits]
+            step = self._pass(unit.conditions, own)
+            reached = step.hidden if state is None else state()
+            assert reached is not None
+            if self._lm.any_mask and not _finite(step, reached):
+                alone = sorted(_alone(own), key=lambda row: -len(row.tokens))
+                for place in range(0, len(alone), fits):
+                    yield self._pass(unit.conditions, alone[place : place + fits], masked=False)
+            else:
+                yield step
 
-        seen = torch.cat([real.new_ones(len(real), start), real], 1)  # [branches, slots]
-        yield from self._nodes(unit, trunk, self._below(unit, whole), _Known(cache, seen))
+    def _widest(self, branches: Sequence[int], copies: int) -> int:
+        return max(piece.size for piece in self._pieces(branches, copies, whole=True))
 
-    def _below(self, unit: Unit, whole: bool) -> list[_Node]:
-        """What follows the contexts: whole continuations, or what several of one context begin with, and then the rest."""
-        single, stems, saved = [], [], 0
-        for place, branch in enumerate(unit.branches):
+    def _pieces(self, branches: Sequence[int], copies: int, whole: bool) -> list[_Piece]:
+        room = min(LARGEST, self._budget // copies - len(self._prefix)) if self._lm.any_mask else 0
+        found = []
+        for branch in branches:
+            context = self._branches[branch].context[len(self._prefix) :]
             fed = sorted(
-                (continuation if whole else continuation[:-1], index)
-                for index, continuation in enumerate(self._branches[branch].continuations)
-                if whole or len(continuation) > 1
+                (tokens if whole else tokens[:-1], index)
+                for index, tokens in enumerate(self._branches[branch].continuations)
             )
-            single += [_Node(place, (index,), 0, tokens) for tokens, index in fed]
-            for first, last, same in alike([tokens for tokens, _ in fed], MIN_STEM) if self._stems else ():
-                own = fed[first:last]
-                tails = tuple((index, tokens[same:]) for tokens, index in own if len(tokens) > same)
-                stems.append(_Node(place, tuple(index for _, index in own), 0, own[0][0][:same], tails))
-                saved += same * (len(own) - 1)
-        return stems if saved * len(unit.conditions) > STEM_PASSES * self._overhead else single
+            own: list[tuple[int, tuple[int, ...]]] = []
+            size = len(context)
+            before: tuple[int, ...] = ()
+            for tokens, index in fed:
+                new = len(tokens) - shared(tokens, before)
+                if own and size + new > room:
+                    found.append(_Piece(branch, context, tuple(own), size))
+                    own, size, new = [], len(context), len(tokens)
+                own.append((index, tokens))
+                size, before = size + new, tokens
+            found.append(_Piece(branch, context, tuple(own), size))
+        return found
 
-    def _nodes(self, unit: Unit, trunk: int | None, nodes: list[_Node], known: _Known) -> Iterator[Pass]:
-        """The passes of some nodes, whose parents' keys and values are known, and of what is below them."""
-        conditions, lm = torch.tensor(unit.conditions), self._lm
-        copies, blocks = len(unit.conditions), 1 if trunk is not None else len(unit.conditions)
-        rows_known, slots = known.seen.shape
-        for kind in (False, True):  # those that something is below stand together
-            own = sorted((node for node in nodes if bool(node.tails) is kind), key=lambda node: -len(node.tokens))
-            fits = [max(1, self._budget // (copies * (slots + len(node.tokens)))) for node in own]
-            for first, last in batched([len(node.tokens) for node in own], fits, self._overhead / copies):
-                batch = own[first:last]
-                place = torch.tensor([node.parent for node in batch])
-                every = torch.cat([place + block * rows_known for block in range(copies)])
-                tokens, real = lm.pad([node.tokens for node in batch])
-                before = known.seen[place.to(known.seen.device)]
-                # What is padded on the right needs no mask now: nothing real sees it. What comes after it does.
-                mask = None if bool(before.all()) else torch.cat([before, torch.ones_like(real)], 1).repeat(blocks, 1)
-                self._steering.assign(conditions.repeat_interleave(len(batch)), trunk)
-                cache = select_rows(known.cache, every, place, trunk)
-                lengths = tuple(len(node.tokens) for node in batch) * copies
-                rows = tuple(
-                    Row(condition, unit.branches[node.place], node.continuations, node.start)
-                    for condition in unit.conditions
-                    for node in batch
-                )
-                yield self._pass(rows, tokens.repeat(blocks, 1), lengths, cache, slots, mask)
-                below = [
-                    _Node(node.place, (index,), node.start + len(node.tokens), tail, (), row)
-                    for row, node in enumerate(batch)
-                    for index, tail in node.tails
-                ]
-                if below:
-                    yield from self._nodes(unit, trunk, below, _Known(cache, torch.cat([before, real], 1)))
+    def _rows(self, branches: Sequence[int], copies: int, whole: bool) -> list[_Row]:
+        """Rows of the branches: the largest first, each where it leaves least room, with what begins like it if it can."""
+        pieces = sorted(self._pieces(branches, copies, whole), key=lambda piece: (-piece.size, piece.branch))
+        if not self._lm.any_mask:
+            return [_packed([piece], 0)[0] for piece in pieces]
+        width = max(pieces[0].size, min(ROW, self._budget // copies - len(self._prefix)))
+        rows = _packed(pieces, width)
+        # Few rows are made as full as each other: what the last one lacks is pads.
+        for part in range(1, EVENER + 1) if len(rows) <= OPEN else ():
+            mean = sum(len(row.tokens) for row in rows) / len(rows)
+            narrower = _packed(pieces, max(pieces[0].size, int(mean + (width - mean) * part / (EVENER + 1)) + 1))
+            if len(narrower) <= len(rows):
+                return narrower
+        return rows
 
-    def _pass(
-        self,
-        rows: tuple[Row, ...],
-        tokens: Tensor,
-        lengths: tuple[int, ...],
-        cache: DynamicCache,
-        start: int,
-        mask: Tensor | None = None,
-    ) -> Pass:
-        self.tokens += tokens.numel()
-        return Pass(rows, tokens, lengths, self._lm.forward(tokens, cache=cache, mask=mask, start=start))
+    def _rows_at_once(self, rows: Sequence[_Row], copies: int) -> int:
+        longest = max(len(row.tokens) for row in rows)
+        return max(1, self._budget // (copies * (len(self._prefix) + longest)))
 
-    def _start(self, unit: Unit, trunk: int | None) -> tuple[DynamicCache, int]:
-        """A cache for the unit's rows that already holds the common prefix, and that prefix's length."""
+    def _pass(self, conditions: tuple[int, ...], rows: Sequence[_Row], masked: bool = True) -> Pass:
+        lm, start = self._lm, len(self._prefix)
+        trunk = self._steering.trunk_of(conditions) if self._share else None
+        blocks = 1 if trunk is not None else len(conditions)
+        cache = self._start(conditions, len(rows), trunk)
+        tokens, _ = lm.pad([row.tokens for row in rows])
+        width = tokens.shape[1]
+        positions = sees = None
+        if masked and lm.any_mask:
+            positions = torch.zeros(len(rows), width, dtype=torch.long)
+            sees = torch.eye(width, start + width, dtype=torch.bool).roll(start, 1).repeat(len(rows), 1, 1)
+            sees[:, :, :start] = True
+            for place, row in enumerate(rows):
+                size = len(row.tokens)
+                positions[place, :size], sees[place, :size, start : start + size] = row.layout(start)
+            positions = positions.repeat(blocks, 1).to(tokens.device)
+            sees = sees.repeat(blocks, 1, 1).to(tokens.device)
+        self._steering.assign(torch.tensor(conditions).repeat_interleave(len(rows)), trunk)
+        fed = tokens.repeat(blocks, 1)
+        self.tokens += fed.numel()
+        hidden = lm.forward(fed, cache=cache, mask=sees, start=start, positions=positions)
+        paths = tuple(
+            Path(branch, index, tuple(place * width + node for node in nodes))
+            for place, row in enumerate(rows)
+            for branch, index, nodes in row.paths
+        )
+        return Pass(conditions, paths, len(rows) * width, hidden)
+
+    def _start(self, conditions: tuple[int, ...], rows: int, trunk: int | None) -> DynamicCache | None:
+        """A cache of so many rows per condition that holds the common prefix; None without one."""
         if not self._prefix:
-            return self._lm.new_cache(), 0
-        if self._prefix_cache is None or self._prefix_cache[0] != unit.conditions:
-            cache = self._lm.new_cache()
-            self._steering.assign(torch.tensor(unit.conditions), trunk)
-            blocks = 1 if trunk is not None else len(unit.conditions)
+            return None
+        if self._prefix_cache is None or self._prefix_cache[0] != conditions:
+            cache = DynamicCache()  # of all layers alike: windows are in the masks
+            self._steering.assign(torch.tensor(conditions), trunk)
+            blocks = 1 if trunk is not None else len(conditions)
             tokens = torch.tensor([self._prefix] * blocks, device=self._lm.device)
             self.tokens += tokens.numel()
             self._lm.forward(tokens, cache=cache)
-            self._prefix_cache = (unit.conditions, cache)
-        repeats = len(unit.branches)
-        every = torch.arange(len(unit.conditions)).repeat_interleave(repeats)
-        once = torch.zeros(repeats, dtype=torch.long)
-        return select_rows(self._prefix_cache[1], every, once, trunk), len(self._prefix)
+            self._prefix_cache = (conditions, cache)
+        every = torch.arange(len(conditions)).repeat_interleave(rows)
+        return select_rows(self._prefix_cache[1], every, torch.zeros(rows, dtype=torch.long), trunk)
 
 
-def batched(lengths: Sequence[int], fits: Sequence[int], overhead: float) -> list[tuple[int, int]]:
-    """Cuts rows into batches so that pads and passes together cost least.
+def _packed(pieces: Sequence[_Piece], width: int) -> list[_Row]:
+    """Rows of at most `width` tokens, or of one piece: each piece where it adds least, and then where it leaves least room."""
+    rows: list[_Row] = []
+    for piece in pieces:
+        best: _Row | None = None
+        least = (0, 0)
+        for row in rows[-OPEN:]:
+            free = width - len(row.tokens)
+            if free + len(piece.context) >= piece.size:
+                new = piece.size - row.shares(piece.context)
+                if new <= free and (best is None or (new, free) < least):
+                    best, least = row, (new, free)
+        if best is None:
+            best = _Row()
+            rows.append(best)
+        best.add(piece)
+    return rows
 
-    Args:
-        lengths: of the rows, the longest first.
-        fits: how many rows as long as this one a batch may hold.
-        overhead: what a pass costs beside its tokens, in tokens of one row.
 
-    Returns:
-        (first, last + 1) of each batch, in order.
-    """
-    edges = [i for i in range(len(lengths)) if i == 0 or lengths[i] != lengths[i - 1]] + [len(lengths)]
-    cheapest, cuts = [0.0], [0]  # of the rows before each edge: cost, and where its last batches begin
-    for end in range(1, len(edges)):
-        costs = []
-        for start in range(end):
-            rows, longest = edges[end] - edges[start], lengths[edges[start]]
-            passes = -(-rows // fits[edges[start]])
-            costs.append(cheapest[start] + passes * overhead + rows * longest)
-        cheapest.append(min(costs))
-        cuts.append(costs.index(cheapest[-1]))
-    spans, end = [], len(edges) - 1
-    while end > 0:
-        spans.append((edges[cuts[end]], edges[end]))
-        end = cuts[end]
-    return [
-        (first, min(first + fits[start], stop))
-        for start, stop in reversed(spans)
-        for first in range(start, stop, fits[start])
-    ]
+def _finite(step: Pass, state: Tensor) -> bool:
+    """Whether all numbers of real tokens are."""
+    places = torch.tensor(sorted({place for path in step.paths for place in path.places}))
+    values = state.reshape(-1, step.block, state.shape[-1])[:, places.to(state.device)]
+    return bool(torch.isfinite(values).all())
+
+
+def _alone(rows: Sequence[_Row]) -> list[_Row]:
+    """A row for each text of some rows."""
+    found = []
+    for row in rows:
+        for branch, index, nodes in row.paths:
+            context, node = [], nodes[0]
+            while node >= 0:
+                context.append(row.tokens[node])
+                node = row.parents[node]
+            own = _Row()
+            fed = tuple(row.tokens[node] for node in nodes[1:])
+            own.add(_Piece(branch, tuple(reversed(context)), ((index, fed),), 0))
+            found.append(own)
+    return found
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def alike(texts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:
-    """Groups of sorted texts that begin alike beyond what all of them do.
-
-    A group ends where the next text shares with it `least` tokens less than its members share.
-
-    Args:
-        texts: sorted.
-        least: tokens that members of a group share at least.
-
-    Returns:
-        (first, last + 1, tokens shared) of each group, in order; of a text that stands alone, all its tokens.
-    """
-    steps = [shared(a, b) for a, b in pairwise(texts)]
-    groups, first = [], 0
-    while first < len(texts):
-        last, own = first + 1, len(texts[first])
-        while last < len(texts):
-            step = steps[last - 1]
-            grows = last - first > 1 and step > own - least
-            begins = last - first == 1 and (last == len(steps) or step > steps[last] - least)
-            if step < least or not (grows or begins):
-                break
-            last, own = last + 1, min(own, step)
-        groups.append((first, last, own))
-        first = last
-    return groups
 
 
 def common_prefix(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 CHOICES_VERSION = 1
 
-PLAN = 2
+PLAN = 3
 """Of how `branching` divides work into units: raise it with that, since a run that was cut short goes on by units."""
 
 Vectors = Callable[[], Mapping[str, np.ndarray]]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from truthsteer.activations import Activations, drop_bad, drop_equal
 from truthsteer.branching import Brancher, Unit
@@ -78,25 +77,23 @@ def extract(
         brancher = Brancher(lm, branches, none, 1, batch_tokens)
 
         def read_unit(unit: Unit) -> list[None]:
-            for branch in unit.branches:  # sums begin anew if memory ran out on the way
-                answer_mean[first[branch] : first[branch + 1]] = norms[first[branch] : first[branch + 1]] = 0.0
-            for step in brancher.walk(unit, whole=True):
-                lengths = torch.tensor(step.lengths)
+            for step in brancher.walk(unit, whole=True, state=lambda: taken[depth - 1]):
+                counts = torch.tensor([len(path.places) - 1 for path in step.paths])
+                answers = torch.tensor([place for path in step.paths for place in path.places[1:]])
+                of = torch.arange(len(counts)).repeat_interleave(counts)
+                lasts = torch.tensor([(path.places[0], path.places[-1]) for path in step.paths])
+                where = [(first[path.branch] + path.continuation // 2, path.continuation % 2) for path in step.paths]
+                index, member = np.array(where).T
+                tokens[index, member] = counts
                 for layer in layers:
-                    hidden = taken[layer]
-                    last = hidden[torch.arange(len(lengths)), (lengths - 1).to(hidden.device)].float().cpu().numpy()
-                    if not step.rows[0].continuations:
-                        for row, value in zip(step.rows, last, strict=True):
-                            prompt_last[first[row.branch] : first[row.branch + 1], layer] = value
-                        continue
-                    total, norm = _over_tokens(hidden, lengths)
-                    for place, row in enumerate(step.rows):
-                        for continuation in row.continuations:
-                            index, member = first[row.branch] + continuation // 2, continuation % 2
-                            answer_mean[index, member, layer] += total[place]
-                            norms[index, member, layer] += norm[place]
-                            answer_last[index, member, layer] = last[place]
-                            tokens[index, member] = row.start + step.lengths[place]
+                    values = taken[layer].reshape(-1, lm.hidden_size)
+                    prompt, last = values[lasts.T.to(values.device)].float().cpu().numpy()
+                    prompt_last[index, layer], answer_last[index, member, layer] = prompt, last
+                    own, place = values[answers.to(values.device)].float(), of.to(values.device)
+                    total = own.new_zeros(len(counts), lm.hidden_size).index_add_(0, place, own)
+                    norm = own.new_zeros(len(counts)).index_add_(0, place, own.norm(dim=-1))
+                    answer_mean[index, member, layer] = total.cpu().numpy()
+                    norms[index, member, layer] = norm.cpu().numpy()
             return []
 
         for unit in brancher.units:
@@ -138,10 +135,3 @@ def paired(
     texts = {question.id: question.text for question in questions}
     names = [texts[question] for question in answers]
     return pairs, names, prompts.branches(names, list(answers.values()))
-
-
-def _over_tokens(hidden: Tensor, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of vectors and of L2 norms over each row's real tokens, in float32; pads are replaced, never multiplied."""
-    real = torch.arange(hidden.shape[1])[None] < lengths[:, None]  # [rows, tokens]
-    values = hidden.float().masked_fill(~real.to(hidden.device)[..., None], 0.0)
-    return values.sum(1).cpu().numpy(), values.norm(dim=-1).sum(1).cpu().numpy()

@@ -187,23 +187,30 @@ class LanguageModel:
         cache: DynamicCache | None = None,
         mask: Tensor | None = None,
         start: int = 0,
+        positions: Tensor | None = None,
     ) -> Tensor | None:
         """The final hidden states, [batch, tokens, hidden]; None if a `capture(..., stop=True)` ended the pass.
 
         Args:
             ids: [batch, tokens]. Right padding needs no mask: a causal model cannot see it.
             cache: keys and values of earlier tokens; this pass appends its own.
-            mask: [batch, earlier + tokens], 1 for real tokens; only needed for left padding.
+            mask: [batch, earlier + tokens], 1 for real tokens, only needed for left padding; or, if `any_mask`,
+                [batch, tokens, earlier + tokens], true where a token sees another, which needs `positions`.
             start: number of earlier tokens (ignored where a mask counts them).
+            positions: [batch, tokens], of each token in its text, where it is not its place.
         """
-        if mask is None:
+        attention: Any = mask
+        if positions is not None:
+            assert mask is not None
+            attention = self._attention_masks(mask, positions)
+        elif mask is None:
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
         else:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         try:
             output = self.decoder(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=attention,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
@@ -211,6 +218,37 @@ class LanguageModel:
         except StopForwardError:
             return None
         return output.last_hidden_state
+
+    @property
+    def any_mask(self) -> bool:
+        """Whether its attention takes a mask of who sees whom."""
+        kinds = set(getattr(self.text_config, "layer_types", None) or ())
+        known = kinds <= {"full_attention", "sliding_attention"}
+        return known and self.text_config._attn_implementation in {Attention.sdpa.value, Attention.eager.value}
+
+    def _attention_masks(self, sees: Tensor, positions: Tensor) -> Any:
+        """What the decoder takes as a mask of who sees whom: one for each kind of its layers.
+
+        Args:
+            sees: [batch, tokens, earlier + tokens] bool.
+            positions: [batch, tokens]; the earlier tokens' are their places.
+        """
+        earlier = torch.arange(sees.shape[2] - sees.shape[1], device=sees.device)[None].expand(len(sees), -1)
+        far = positions[:, :, None] - torch.cat([earlier, positions], 1)[:, None]
+        window = getattr(self.text_config, "sliding_window", None)
+        near = sees if window is None else sees & (far < window)
+        whole, near = (self._attention_mask(mask[:, None]) for mask in (sees, near))
+        kinds = getattr(self.text_config, "layer_types", None)
+        if kinds is None:
+            return near
+        return {"full_attention": whole, "sliding_attention": near} if "sliding_attention" in kinds else whole
+
+    def _attention_mask(self, sees: Tensor) -> Tensor:
+        """As the implementation wants it: eager attention adds it to its scores."""
+        if self.text_config._attn_implementation == Attention.sdpa.value:
+            return sees
+        dtype = self.model.dtype
+        return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor | None, words: slice | None = None) -> Tensor:

@@ -136,20 +136,15 @@ def _not_finite(reading: Blame, branch: Branch, asked: str, continuation: int, c
 def _wanted(branches: Sequence[Branch], step: Pass) -> tuple[list[Key], list[int], list[int]]:
     """What a pass tells: of each log-probability whose it is, its place in the flattened batch, and its token.
 
-    A context tells the first tokens of its continuations; a row of continuations those that follow its own.
+    A context's last token tells the continuation's first, and so on.
     """
-    keys, where, targets = [], [], []
-    width = step.tokens.shape[1]
-    for place, (row, length) in enumerate(zip(step.rows, step.lengths, strict=True)):
-        branch = branches[row.branch]
-        if not row.continuations:
-            for index, continuation in enumerate(branch.continuations):
-                keys.append((row.condition, row.branch, index))
-                where.append(place * width + length - 1)
-                targets.append(continuation[0])
-        for index in row.continuations:
-            for offset, token in enumerate(branch.continuations[index][row.start + 1 : row.start + 1 + length]):
-                keys.append((row.condition, row.branch, index))
-                where.append(place * width + offset)
-                targets.append(token)
+    keys: list[Key] = []
+    where: list[int] = []
+    targets: list[int] = []
+    for block, condition in enumerate(step.conditions):
+        for path in step.paths:
+            tokens = branches[path.branch].continuations[path.continuation]
+            keys += [(condition, path.branch, path.continuation)] * len(tokens)
+            where += [block * step.block + place for place in path.places]
+            targets += tokens
     return keys, where, targets

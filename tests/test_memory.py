@@ -63,8 +63,7 @@ branches = [Branch(ids(index, 32), tuple(ids(index + other, 32) for other in ran
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 if work == "extract":
-    long = [replace(question, text="x " * 8 + question.text) for question in make_questions(3)] * 80
-    questions = [replace(question, id=str(index), text=long[0].text) for index, question in enumerate(long)]
+    questions = [replace(question, id=str(n), text=f"{n} " + "x " * 8) for n, question in enumerate(make_questions(3) * 80)]
     pairs = len(extraction.extract(lm, questions, pairs_per_question=4, batch_tokens=tokens).pairs)
 elif work == "score":
     conditions = [None, *(Injection(1, torch.ones(256), 0.1 * index) for index in range(1, 4))]

@@ -182,14 +182,18 @@ def drop_bad(activations: Activations, max_dropped: float) -> Activations:
     return activations.without(dropped) if dropped else activations
 
 
+ROUNDING = 1e-5
+"""So much of their norm may vectors differ by and still be the same in float32."""
+
+
 def drop_equal(activations: Activations) -> Activations:
-    """Drop pairs whose two answers have the same activations at every layer: their difference, exactly 0, has no direction.
+    """Drop pairs whose two answers have the same activations at every layer: their difference, if not 0, is only what float32
+    rounds, and has no direction.
 
     Raises:
         UserError: none is left.
     """
-    mean, last = activations.answer_mean, activations.answer_last
-    same = (mean[:, 0] == mean[:, 1]).all((1, 2)) | (last[:, 0] == last[:, 1]).all((1, 2))  # [pairs]
+    same = _same(activations.answer_mean) | _same(activations.answer_last)  # [pairs]
     dropped = tuple(
         Dropped(pair.id, pair.question, "both answers have the same activations", Loss.EQUAL)
         for pair, equal in zip(activations.pairs, same, strict=True)
@@ -201,3 +205,9 @@ def drop_equal(activations: Activations) -> Activations:
             "there is no direction between them. Type a larger steering.max_length, or stages=[doctor] to see why."
         )
     return activations.without(dropped) if dropped else activations
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    """[pairs]: whether both members of [pairs, 2, layers, hidden] are alike in every layer."""
+    apart, size = (np.linalg.norm(each, axis=-1) for each in (values[:, 0] - values[:, 1], values[:, 0]))
+    return np.asarray((apart <= ROUNDING * size).all(-1))

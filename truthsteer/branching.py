@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from truthsteer.hooks import RowSteering
+from truthsteer.memory import LARGEST
 from truthsteer.model import LanguageModel, select_rows
 from truthsteer.prompts import Branch
 
@@ -31,9 +32,6 @@ MIN_SHARED = 16
 
 ROW = 256
 """Tokens of a row, where no text needs more: all of its tokens are compared with each other, though few see each other."""
-
-LARGEST = 1024
-"""A branch of more tokens is cut, its context repeated, so that what is compared in vain stays small."""
 
 OPEN = 64
 """So many rows are looked at for the one that a branch fits best."""

@@ -24,6 +24,8 @@ LOGITS_AT_ONCE = 1 << 26
 """What `head` holds at once (256 MiB in float32)."""
 PART, LOGITS_IN_CACHE = 4096, 1 << 22
 """On a CPU: words of the vocabulary that it multiplies at once, and logits that it holds then."""
+LARGEST = 512
+"""`branching` cuts what shares a context and has more tokens, and repeats the context: all tokens of a row are compared."""
 SHORTEST_CONTEXT = 8
 """Tokens of the shortest question in its prompt, for how many answers are generated at once."""
 
@@ -127,13 +129,14 @@ def estimate(sizes: Sizes, policy: DtypeConfig, load: Load, parted: bool = False
     stream = 4 if policy.residual is Residual.fp32 else wide
     slots = max(load.batch_tokens, load.max_length)  # one text alone may exceed the budget
     heads, kv = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
-    seen = slots * load.max_length  # pairs of a query and a key
+    rows = LARGEST if load.work in (Work.extract, Work.score, Work.judge) else 0  # texts share them
+    seen = slots * min(slots, load.max_length + rows)  # pairs of a query and a key
     eager = policy.attention is Attention.eager
     quantized = policy.quantize is not Quantize.none
     return Estimate(
         work=load.work,
         weights=weight_bytes(sizes, policy),
-        cache=int(_caches(sizes, load) * 2 * kv * _layers(sizes, load) * slots * wide) + 4 * kv * slots * wide,
+        cache=(_caches(load) * _layers(sizes, load) + 2) * 2 * kv * slots * wide,
         stream=slots * sizes.hidden_size * (3 * stream + 3 * 4),
         attention=slots * (heads + kv) * (8 + 2 * wide)
         + slots * heads * 3 * wide
@@ -159,16 +162,9 @@ def _layers(sizes: Sizes, load: Load) -> int:
     return sizes.num_layers if load.depth is None else min(load.depth, sizes.num_layers)
 
 
-def _caches(sizes: Sizes, load: Load) -> float:
-    """How many times the slots of a batch are held: rows are copied from contexts to answers, and out of batches.
-
-    With many conditions the common beginning is a third copy, but then layers below the steering are held once.
-    """
-    if load.work is Work.train:
-        return 0
-    if load.work is not Work.score:
-        return 2 + min(1.0, load.max_length / max(load.batch_tokens, load.max_length)) * (load.work is Work.extract)
-    return max(2.0, 3 * (1 - load.lowest / sizes.num_layers))
+def _caches(load: Load) -> int:
+    """How many times the slots of a batch are held: the common beginning and its copies, or rows on their way out of a batch."""
+    return 0 if load.work is Work.train else 2
 
 
 def _logits(sizes: Sizes, load: Load, slots: int, parted: bool) -> int:

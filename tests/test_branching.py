@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from truthsteer import branching, scoring
 from truthsteer.branching import Brancher
+from truthsteer.config import DtypeConfig, Residual
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
+from truthsteer.precision import DTYPES, apply
 from truthsteer.prompts import Branch
 from truthsteer.scoring import score
 
@@ -207,3 +209,33 @@ def test_units_of_many_conditions_are_as_large_as_each_other(one_model):
     assert len({len(unit.conditions) for unit in units}) == 1
     held = Counter((condition, place) for unit in units for condition in unit.conditions for place in unit.branches)
     assert held == Counter(itertools.product(range(10), range(12)))
+
+
+BOUND = {torch.float32: 5e-6, torch.bfloat16: 0.05, torch.float16: 0.006}
+"""Nats per token by which the batch that an answer stands in may change its log-probability: a few roundings of the dtype."""
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_shares_a_batch_changes_a_score_by_rounding_alone(family, dtype, tokenizer):
+    model = build(family).to(dtype)
+    policy = DtypeConfig("test", {v: k for k, v in DTYPES.items()}[dtype], Residual.same)
+    apply(model, policy)
+    lm, asked = LanguageModel(model, tokenizer), branches(20)
+    conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
+
+    def scored(order: list[int], budget: int) -> dict[tuple[int, int, int], float]:
+        found = {}
+        for _, unit in score(lm, [asked[place] for place in order], conditions, batch_tokens=budget):
+            for item in unit:
+                place = order[item.branch]
+                tokens = len(asked[place].continuations[item.continuation])
+                found[item.condition, place, item.continuation] = item.logprob / tokens
+        return found
+
+    wanted = scored(list(range(12)), 8192)
+    for order, budget in ((list(range(12)), 40), (list(range(12)), 200), (list(range(11, -1, -1)), 700)):
+        found = scored(order, budget)
+        assert max(abs(found[key] - wanted[key]) for key in wanted) <= BOUND[dtype]
+    alone = {key: value for place in range(12) for key, value in scored([place], 8192).items()}
+    assert max(abs(alone[key] - wanted[key]) for key in wanted) <= BOUND[dtype]

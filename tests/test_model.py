@@ -385,3 +385,34 @@ def test_capture_reads_the_stream_after_steering_in_either_nesting(gemma3):
         gemma3.forward(ids)
     torch.testing.assert_close(inner[1], expected)
     torch.testing.assert_close(outer[1], expected)
+
+
+@pytest.mark.parametrize(("window", "kept"), [(512, True), (24, False)])
+def test_what_prompts_begin_with_alike_is_computed_once_for_each_condition(window, kept, tokenizer, monkeypatch):
+    """Unless the pads after it would stand in a sliding window."""
+    model = build("gemma3")
+    model.config.sliding_window = window
+    lm = LanguageModel(model, tokenizer)
+    random = torch.Generator().manual_seed(3)
+    shared = tuple(torch.randint(3, 1700, (30,), generator=random).tolist())
+    contexts = [(2, *shared, *torch.randint(3, 1700, (n,), generator=random).tolist()) for n in (4, 9, 6, 3, 7)]
+    conditions = [None, Injection(1, vector(lm), 1.0), Injection(2, vector(lm, 3), 2.0), None]
+    requests = [Request(context, index) for context in contexts for index in range(4)]
+    fed, forward = [], LanguageModel.forward
+
+    def watched(self, ids, *arguments, **named):
+        fed.append(tuple(ids.shape))
+        return forward(self, ids, *arguments, **named)
+
+    def answers(asked: list[Request], budget: int) -> dict:
+        fed.clear()
+        made = decode(lm, asked, conditions, config=GenerationConfig(max_new_tokens=8), stop=(), batch_tokens=budget)
+        return {index: answer for _, done in made for index, answer in done}
+
+    monkeypatch.setattr(LanguageModel, "forward", watched)
+    alone = {index: answers([request], 1)[0] for index, request in enumerate(requests)}
+    assert len({answer.text for answer in alone.values()}) > 3
+    assert answers(requests, 100_000) == alone
+    assert [shape for shape in fed if shape[1] > 1] == ([(1, 31), (20, 9)] if kept else [(20, 40)])
+    assert answers(requests, 64) == alone, "two conditions at a time"
+    assert sum(shape[1] == 31 for shape in fed) == (2 if kept else 0)

@@ -1,6 +1,7 @@
 """Answers generated for many conditions in one batch, a coefficient per row.
 
-Rows are padded on the left with explicit positions; a row that is finished leaves the batch. Stop strings are looked for
+What all contexts begin with (a few-shot preset) is computed once per condition. The rest is padded on the left with explicit
+positions; a row that is finished leaves the batch. Stop strings are looked for
 in the text, never in token suffixes, and are removed. Greedy by default; sampling draws from one generator per row, so
 that a row's text does not depend on which batch it stood in beyond the arithmetic's rounding.
 """
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from truthsteer.branching import common_prefix
 from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
 from truthsteer.halving import in_halves
@@ -47,16 +50,60 @@ class Generated:
     stop_reason: str
 
 
-def batches(requests: Sequence[Request], batch_tokens: int, max_new_tokens: int) -> list[list[int]]:
-    """Indices of requests, longest contexts first, so that prompt plus answer slots stay within `batch_tokens`."""
-    order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].context), index))
+def batches(
+    requests: Sequence[Request], batch_tokens: int, max_new_tokens: int, together: int | None = None
+) -> list[list[int]]:
+    """Indices of requests, longest contexts first, so that prompt plus answer slots stay within `batch_tokens`.
+
+    With `together`, the first so many conditions come first, then the next so many, and no batch has both.
+    """
+    span = together or 1 + max((request.condition for request in requests), default=0)
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].condition // span, -len(requests[i].context), i))
     groups: list[list[int]] = []
     for index in order:
-        slots = len(requests[groups[-1][0]].context) + max_new_tokens if groups else 0
-        if not groups or (len(groups[-1]) + 1) * slots > batch_tokens:
+        first = requests[groups[-1][0]] if groups else None
+        full = first is not None and (len(groups[-1]) + 1) * (len(first.context) + max_new_tokens) > batch_tokens
+        if first is None or full or requests[index].condition // span != first.condition // span:
             groups.append([])
         groups[-1].append(index)
     return groups
+
+
+class _Beginning:
+    """What all contexts begin with, computed once for each of the conditions that are asked together."""
+
+    def __init__(
+        self, lm: LanguageModel, steering: RowSteering, tokens: tuple[int, ...], conditions: int, batch_tokens: int
+    ) -> None:
+        self.tokens = tokens
+        self.together = max(1, batch_tokens // len(tokens)) if tokens else None
+        """Conditions whose beginnings fill one batch; None without a beginning."""
+        self._lm, self._steering, self._conditions = lm, steering, conditions
+        self._first, self._cache = -1, lm.new_cache()
+        self._trunk: int | None = None
+
+    def cache(self, rows: Tensor) -> DynamicCache:
+        """A cache that holds it for each row, given the rows' conditions."""
+        if self.together is None:
+            return self._lm.new_cache()
+        first = int(rows[0]) // self.together * self.together
+        if first != self._first:
+            own = range(first, min(first + self.together, self._conditions))
+            self._trunk = self._steering.trunk_of(own)
+            self._steering.assign(torch.tensor(own), self._trunk)
+            blocks = 1 if self._trunk is not None else len(own)
+            self._first, self._cache = first, self._lm.new_cache()
+            self._lm.forward(torch.tensor([self.tokens] * blocks, device=self._lm.device), cache=self._cache)
+        return select_rows(self._cache, rows - first, torch.zeros_like(rows), self._trunk)
+
+
+def _beginning(lm: LanguageModel, requests: Sequence[Request], max_new_tokens: int) -> tuple[int, ...]:
+    """What contexts begin with alike, where the pads that follow it are not seen in place of real tokens."""
+    longest = max((len(request.context) for request in requests), default=0)
+    window = getattr(lm.text_config, "sliding_window", None)
+    if len(requests) < 2 or (window is not None and longest + max_new_tokens > window):
+        return ()
+    return common_prefix([request.context[:-1] for request in requests])
 
 
 def decode(
@@ -79,13 +126,18 @@ def decode(
     Raises:
         UserError: logits are not finite; names what was asked, condition and layer.
     """
-    groups, operator = batches(requests, batch_tokens, config.max_new_tokens), operator or Add()
+    operator = operator or Add()
     with RowSteering(lm, conditions, operator) as steering:
         reading = Blame(lm, conditions, names, operator, steering)
+        shared = _beginning(lm, requests, config.max_new_tokens)
+        beginning = _Beginning(lm, steering, shared, len(conditions), batch_tokens)
+        groups = batches(requests, batch_tokens, config.max_new_tokens, beginning.together)
         for number, group in enumerate(groups):
             if not skip(number):
                 done = in_halves(
-                    lambda part: _decode_batch(reading, [requests[index] for index in part], config, tuple(stop)),
+                    lambda part: _decode_batch(
+                        reading, beginning, [requests[index] for index in part], config, tuple(stop)
+                    ),
                     group,
                     lambda part: [part[: len(part) // 2], part[len(part) // 2 :]] if len(part) > 1 else [],
                 )
@@ -94,22 +146,24 @@ def decode(
 
 @torch.no_grad()
 def _decode_batch(
-    reading: Blame, requests: list[Request], config: GenerationConfig, stop: tuple[str, ...]
+    reading: Blame, beginning: _Beginning, requests: list[Request], config: GenerationConfig, stop: tuple[str, ...]
 ) -> list[Generated]:
     lm, steering = reading.lm, reading.steering
-    ids, mask = lm.pad([request.context for request in requests], left=True)
+    known = len(beginning.tokens)
+    ids, mask = lm.pad([request.context[known:] for request in requests], left=True)
     padded = bool((mask == 0).any())
+    mask = torch.cat([mask.new_ones(len(mask), known), mask], dim=1)
     conditions = torch.tensor([request.condition for request in requests])
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     tokens: list[list[int]] = [[] for _ in requests]
     finished: dict[int, Generated] = {}
     running = list(range(len(requests)))  # the batch's rows, by request
-    cache = lm.new_cache()
+    cache = beginning.cache(conditions)
     steering.assign(conditions)
     step_ids = ids
     for step in range(config.max_new_tokens):
         hidden = lm.forward(
-            step_ids, cache=cache, mask=mask if padded else None, start=ids.shape[1] + step - 1 if step else 0
+            step_ids, cache=cache, mask=mask if padded else None, start=known + (ids.shape[1] + step - 1 if step else 0)
         )
         assert hidden is not None
         if config.temperature == 0:

@@ -163,8 +163,8 @@ def _layers(sizes: Sizes, load: Load) -> int:
 
 
 def _caches(load: Load) -> int:
-    """How many times the slots of a batch are held: the common beginning and its copies, or rows on their way out of a batch."""
-    return 0 if load.work is Work.train else 2
+    """How many times the slots of a batch are held: the common beginning and its copies, and rows on their way out of a batch."""
+    return {Work.train: 0, Work.generate: 3}.get(load.work, 2)
 
 
 def _logits(sizes: Sizes, load: Load, slots: int, parted: bool) -> int:

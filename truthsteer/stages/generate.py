@@ -14,6 +14,9 @@ from truthsteer.workspace import Workspace
 
 VERSION = 1
 
+PLAN = 2
+"""Of how `decoding` divides work into batches: raise it with that, since a run that was cut short goes on by batches."""
+
 
 def run(ws: Workspace, split: Splits, bank: Artifact, conditions: list[Condition]) -> list[Artifact]:
     """One artifact of `Completion` rows per condition, in their order.
@@ -99,4 +102,4 @@ def _generate(
                 advance(len(rows))
                 yield number, rows
 
-    return ws.store.make_rows(keys, {"batch_tokens": config.batch_tokens}, compute)
+    return ws.store.make_rows(keys, {"batch_tokens": config.batch_tokens, "plan": PLAN}, compute)

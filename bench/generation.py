@@ -1,6 +1,7 @@
 """Answers to every question under 8 conditions, against `generate`: one prompt at a time, and batched, a hook per condition.
 
     python bench/generation.py
+    python bench/generation.py --preset qa
     python bench/generation.py --device cuda --size 4b --questions 200 --new 50 --peer-batch 200
 
 Greedy. Random weights never end an answer by themselves, so a share of the vocabulary ends it (`--ends`): answers then have
@@ -36,7 +37,8 @@ def ends(model: Any, share: float) -> list[int]:
 
 
 def prompts(options: argparse.Namespace, count: int) -> list[str]:
-    return [f"Q: {question.text}\nA:" for question in material.questions(options, count)]
+    text = material.preset(options.preset).text if getattr(options, "preset", None) else "Q: {question}\nA:"
+    return [text.replace("{question}", question.text) for question in material.questions(options, count)]
 
 
 def ours(options: argparse.Namespace) -> Measured:
@@ -132,6 +134,7 @@ if __name__ == "__main__":
     typed.add_argument("--peer-questions", type=int, default=3, help="of the peer that answers one at a time")
     typed.add_argument("--peer-batch", type=int, default=40, help="the best of 8, 20, 40 here")
     typed.add_argument("--new", type=int, default=32)
+    typed.add_argument("--preset", help="such as qa, with six answered questions before each; none by default")
     typed.add_argument("--ends", type=float, default=0.03)
     typed.add_argument("--batch-tokens", type=int, default=8192)
     sides = {

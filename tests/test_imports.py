@@ -13,11 +13,13 @@ from conftest import REPO
 PACKAGE = REPO / "truthsteer"
 LAYERS = [
     {"errors", "organism"},
+    {"files"},
     {"config", "records", "progress", "component", "results", "tables", "terminal"},
     {
         "points",
         "numerics",
         "numerics_text",
+        "journal",
         "store",
         "operators",
         "abstention",

@@ -50,7 +50,7 @@ LAYERS = [
     {"letters", "preflight"},
     {"stages"},
     {"runs", "pipeline", "plan"},
-    {"cli", "__main__"},
+    {"cli", "shards", "storekeeping", "__main__"},
     {"audit", "seeds"},
 ]
 """From the bottom up: a module imports only from lower rows or its own."""

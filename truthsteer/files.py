@@ -43,6 +43,23 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def create_json(path: Path, value: Any) -> bool:
+    """Write atomically unless the file is there; of several processes that try at once, one is told True."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    write_json(part, value)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +122,8 @@ class Store:
                 log.warning("%s was damaged (%s) and is made again. The damaged one is in %s.", key, what, aside)
                 return None
             self.used.add(str(key))
+            with suppress(OSError):
+                os.utime(path)  # `gc` leaves what was wanted a short while ago
         return Artifact(str(key), path)
 
     def need(self, key: Key, stage: str) -> Artifact:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from truthsteer.files import canonical, digest, file_sha256, remembered, sync, write_json
+from truthsteer.files import canonical, digest, remembered, sync, write_json
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -92,6 +92,10 @@ class Journal:
                 left.add(unit)
                 return True
             self._begin(unit)
+            self.refresh()
+            if self._taken(unit, self._name):  # two began at once: one of them leaves it to the other
+                left.add(unit)
+                return True
             return False
 
         yield done
@@ -117,20 +121,20 @@ class Journal:
 
     def put(self, unit: int, what: str, arrays: Mapping[str, ndarray]) -> None:
         """Record a unit whose result is arrays: a file of its own. `what` says what they are of."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
+        content = save(dict(arrays))
         part = self.path / f".{uuid.uuid4().hex}"
         try:
-            save_file(dict(arrays), part)
+            part.write_bytes(content)
             sync(part)
-            sha256 = file_sha256(part)
             os.replace(part, self._block(unit))
         except FileNotFoundError:  # the journal is gone, and with it the need for it, or the next walk does it again
             self.refresh()
             return
         finally:
             part.unlink(missing_ok=True)
-        self.append(unit, [what, sha256])
+        self.append(unit, [what, hashlib.sha256(content).hexdigest()])
 
     def get(self, unit: int, what: str) -> dict[str, ndarray] | None:
         """What `put` recorded; None, and the unit is to be done again, if it is of something else, or damaged.
@@ -193,11 +197,13 @@ class Journal:
     def _missing(self, units: set[int]) -> set[int]:
         return set() if self.finished else {unit for unit in units if unit not in self.units}
 
-    def _taken(self, unit: int) -> bool:
-        """Whether another process, alive as far as can be known, has begun a unit not long ago."""
+    def _taken(self, unit: int, before: str = "~") -> bool:
+        """Whether another process, alive as far as can be known, has begun a unit not long ago; of those whose file is
+        named `before` another.
+        """
         patience = max(PATIENCE, SLOWEST * self._slowest)
         return any(
-            begun == unit and time.monotonic() - since < patience and _may_live(name)
+            begun == unit and name < before and time.monotonic() - since < patience and _may_live(name)
             for name, (begun, since) in self._begun.items()
         )
 

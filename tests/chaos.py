@@ -17,7 +17,9 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 SMALL = (
@@ -47,23 +49,28 @@ def preload() -> None:
     import truthsteer.scoring  # noqa: F401
 
 
-def start(root: Path, *more: str) -> int:
-    """The command, in a process of its own; its id."""
+def start(root: Path, *more: str, before: Callable[[], object] = lambda: None) -> int:
+    """The command, in a process of its own that first calls `before`; its id. What it says is in ROOT.log."""
     process = os.fork()
     if process:
         return process
+    root.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(root.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = ["truthsteer", *SMALL, *more, f"paths.root={root}"]
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    sys.argv = ["truthsteer", *SMALL, f"paths.root={root}", *more]
     status = 1
     try:
         from truthsteer.cli import main
 
+        before()
         main()
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)

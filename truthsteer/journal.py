@@ -181,18 +181,9 @@ class Journal:
             self._own = None
 
     def close(self) -> None:
-        """Forget the journal: its artifacts are published.
-
-        It vanishes by one rename, since another process may be writing to it; that one then finds everything published.
-        """
+        """Forget the journal: its artifacts are published."""
         self.release()
-        gone = self.path.with_name(f".gone-{uuid.uuid4().hex[:8]}")
-        try:
-            os.replace(self.path, gone)
-        except FileNotFoundError:
-            return
-        for path in (gone, *self.path.parent.glob(".gone-*")):  # those of processes that were killed at this point
-            shutil.rmtree(path, ignore_errors=True)
+        forget(self.path)
 
     def _missing(self, units: set[int]) -> set[int]:
         return set() if self.finished else {unit for unit in units if unit not in self.units}
@@ -270,6 +261,20 @@ class Journal:
 
     def _block(self, unit: int) -> Path:
         return self.path / f"unit-{unit}.safetensors"
+
+
+def forget(path: Path) -> None:
+    """Remove a journal whose artifacts are published.
+
+    It vanishes by one rename, since another process may be writing to it; that one then finds everything published.
+    """
+    gone = path.with_name(f".gone-{uuid.uuid4().hex[:8]}")
+    try:
+        os.replace(path, gone)
+    except FileNotFoundError:
+        return
+    for each in (gone, *path.parent.glob(".gone-*")):  # those of processes that were killed at this point
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

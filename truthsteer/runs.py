@@ -54,6 +54,10 @@ def folder_for(config: Config) -> Path:
     if config.run_id is None:
         check_run_id(name, "model.name, dtype.name, data.name and the methods' names together")
     folder = Path(config.paths.root) / (str(config.run_id) if config.run_id is not None else name)
+    if folder.is_symlink():
+        raise UserError(
+            f"run_id={folder.name}: {folder} is a link to another place. Type another run_id, or another paths.root."
+        )
     if (folder / RECORD).exists():
         _check_same(folder, what)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):

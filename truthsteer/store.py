@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from truthsteer.errors import UserError
-from truthsteer.files import canonical, digest, file_sha256, read_json, sync, write_json
-from truthsteer.journal import Journal
+from truthsteer.files import canonical, digest, file_sha256, read_json, remembered, sync, write_json
+from truthsteer.journal import Journal, forget
 from truthsteer.records import from_json, to_json
 
 log = logging.getLogger("truthsteer")
@@ -208,6 +208,10 @@ class Store:
             journal.release()
             raise
         journal.close()
+        for path in folder.glob(f"{kind}-*/plan.json"):  # of units divided otherwise, such as with other batch_tokens
+            plan = remembered(path)
+            if plan and all((self.root / kind / name / "meta.json").exists() for name in plan["keys"]):
+                forget(path.parent)
 
     def _own_first(self, keys: Sequence[Key]) -> list[Key]:
         """Each key once, beginning at another place in each shard, so that they do not all publish the same."""

@@ -193,14 +193,15 @@ class Store:
         """The journal for those of `wanted` that are missing, None if none is; forgotten if the block publishes them."""
         keys = {key.digest: key for key in wanted}
         missing = [name for name, key in keys.items() if self.find(key) is None]
+        folder, kind = self.root / ".journal", wanted[0].kind if wanted else ""
         if not missing:
+            self._tidy(folder, kind)
             yield None
             return
 
         def published(plan: Sequence[str]) -> bool:
             return all(self.find(keys[name]) is not None for name in plan)
 
-        folder, kind = self.root / ".journal", wanted[0].kind
         journal = Journal.of(folder, kind, list(keys), missing, dict(layout), published=published)
         try:
             yield journal
@@ -208,10 +209,15 @@ class Store:
             journal.release()
             raise
         journal.close()
-        for path in folder.glob(f"{kind}-*/plan.json"):  # of units divided otherwise, such as with other batch_tokens
+        self._tidy(folder, kind)
+
+    def _tidy(self, folder: Path, kind: str) -> None:
+        """Forget journals of which everything is published: of a process killed at that point, or of other units."""
+        for path in folder.glob(f"{kind}-*/plan.json"):
             plan = remembered(path)
             if plan and all((self.root / kind / name / "meta.json").exists() for name in plan["keys"]):
-                forget(path.parent)
+                with suppress(OSError):
+                    forget(path.parent)
 
     def _own_first(self, keys: Sequence[Key]) -> list[Key]:
         """Each key once, beginning at another place in each shard, so that they do not all publish the same."""

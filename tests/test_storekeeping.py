@@ -107,7 +107,7 @@ def test_a_clock_that_ran_ahead_removes_nothing(root):
 
 @pytest.mark.parametrize(
     ("record", "words"),
-    [({"config": CONFIG}, "older version"), ({"artifacts": []}, "is damaged")],
+    [({"config": CONFIG}, "older version"), ([str(NEEDED)], "is damaged")],
     ids=["says_nothing", "damaged"],
 )
 def test_gc_removes_nothing_where_a_run_does_not_say_what_it_uses(root, record, words):

@@ -72,18 +72,27 @@ def read_record(folder: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     try:
-        found: dict[str, Any] = read_json(folder / RECORD)
-        identity(found["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder / RECORD} is damaged ({type(error).__name__}). Delete that file and type the run's command again: "
-            "what was computed is in the store, and nothing of it is lost."
-        ) from error
+        found = read_json(folder / RECORD)
+    except ValueError as error:
+        raise _damaged(folder) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder)
     return found
 
 
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / RECORD} is damaged. Delete {folder} and type the run's command again: what was computed is in the "
+        "store, and nothing of it is lost."
+    )
+
+
 def _check_same(folder: Path, what: dict[str, Any]) -> None:
-    differing = sorted(_differences(identity(read_record(folder)["config"]), what))
+    try:
+        known = identity(read_record(folder)["config"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damaged(folder) from error
+    differing = sorted(_differences(known, what))
     if differing:
         raise UserError(
             f"run_id={folder.name} is a run with another config: {', '.join(differing[:5])} differ. Nothing was "

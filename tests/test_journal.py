@@ -197,6 +197,16 @@ def test_a_plan_that_is_damaged_begins_anew(tmp_path, calm):
     assert make(tmp_path, 0) == calm
 
 
+@pytest.mark.parametrize("then", [0, 4e9], ids=["long_ago", "in_the_future"])
+def test_times_of_files_mean_nothing(tmp_path, calm, then):
+    with pytest.raises(ZeroDivisionError):
+        Store(tmp_path).make_rows(KEYS, {}, dying(after=5))
+    for path in (tmp_path / ".store").rglob("*"):
+        os.utime(path, (then, then))
+    assert make(tmp_path, 0) == calm
+    assert computed(tmp_path)[0] == 5
+
+
 def arrays(seed: int) -> dict[str, np.ndarray]:
     return {"a": np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32)}
 

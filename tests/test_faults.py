@@ -24,7 +24,7 @@ from truthsteer.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("TRUTHSTEER_KILLS", "4"))
+KILLS = int(os.environ.get("TRUTHSTEER_KILLS", "3"))
 """How often the storm kills; docs/reliability.md says how often it was done."""
 
 

@@ -13,11 +13,13 @@ from conftest import REPO
 PACKAGE = REPO / "truthsteer"
 LAYERS = [
     {"errors", "organism"},
+    {"files"},
     {"config", "records", "progress", "component", "results", "tables", "terminal"},
     {
         "points",
         "numerics",
         "numerics_text",
+        "journal",
         "store",
         "operators",
         "abstention",
@@ -48,7 +50,7 @@ LAYERS = [
     {"letters", "preflight"},
     {"stages"},
     {"runs", "pipeline", "plan"},
-    {"cli", "__main__"},
+    {"cli", "shards", "storekeeping", "__main__"},
     {"audit", "seeds"},
 ]
 """From the bottom up: a module imports only from lower rows or its own."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from truthsteer.config import EMBEDDED, ModelConfig
 from truthsteer.errors import UserError
+from truthsteer.files import digest, file_sha256, remembered, write_json
 from truthsteer.organism import WEIGHTS
-from truthsteer.store import digest, file_sha256, read_json, write_json
 
 SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".py")
 REMEMBER_ABOVE = 1 << 26
@@ -142,7 +142,7 @@ def fingerprint(folder: Path, memory: Path | None = None) -> str:
 
     Large files take their time once: `memory` keeps their hashes by path, size, inode and time of change.
     """
-    known: dict[str, str] = read_json(memory) if memory is not None and memory.exists() else {}
+    known: dict[str, str] = (remembered(memory) if memory is not None else None) or {}
     found, fresh = [], {}
     for path in sorted(item for item in folder.iterdir() if item.is_file() and item.suffix in SUFFIXES):
         state = path.stat()

@@ -2,6 +2,7 @@
 
     truthsteer KEY=VALUE ...          one run
     truthsteer -m KEY=A,B ...         a sweep
+    truthsteer store list             what `COMMANDS` names
 
 No torch here, so that `--cfg job`, a misspelt key and tab completion answer at once.
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
@@ -27,7 +32,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from truthsteer.config import Config, Stage
-from truthsteer.errors import UserError, did_you_mean
+from truthsteer.errors import TerminatedError, UserError, did_you_mean
+from truthsteer.files import disk_error
+from truthsteer.shards import others, sweep_of
 from truthsteer.terminal import console
 
 if TYPE_CHECKING:
@@ -37,11 +44,26 @@ log = logging.getLogger("truthsteer")
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+COMMANDS = {"store": "truthsteer.storekeeping"}
+"""First word -> the module whose `main(arguments)` answers it."""
 SEVERAL = ("judge", "method")
 """Groups of which several options can be chosen at once."""
 EXAMINED = "examined"
 """A job's note to its sweep, made as it starts: the folder of a run that the doctor is to look at."""
-REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
+REJUDGING = (
+    "experiment",
+    "run",
+    "run_id",
+    "judge",
+    "paths",
+    "device",
+    "threads",
+    "shards",
+    "shard",
+    "dry_run",
+    "verbose",
+)
 """What may be typed with `run=`."""
 
 
@@ -54,6 +76,63 @@ def conf_dir() -> Path:
 
 def main() -> None:
     """Entry point of `truthsteer` and `python -m truthsteer`."""
+    with ends_well():
+        if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+            import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
+        else:
+            _compose()
+
+
+@contextmanager
+def ends_well(quiet: bool = False) -> Iterator[None]:
+    """What ends a run, from a mistake to a signal, is one sentence and an exit code of its own.
+
+    Args:
+        quiet: say nothing of signals, where another process does.
+    """
+    _listen()
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error))
+    except OSError as error:
+        disk = disk_error(error, _root(sys.argv[1:]))
+        if disk is None:
+            raise
+        _fail(str(disk))
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, TerminatedError)
+        if not quiet:
+            sys.stderr.write(
+                f"\n{'Terminated' if terminated else 'Interrupted'}. The same command goes on from here.\n"
+            )
+        sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
+
+
+def _listen() -> None:
+    """SIGTERM ends a run as Ctrl-C does. SIGUSR2, by which Slurm tells its jobs that their time is up, would end it
+    without a word: it is for those who set a handler of their own, and everything finished is on disk anyway.
+    """
+
+    def terminate(*_: Any) -> None:
+        raise TerminatedError
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminate)
+    if hasattr(signal, "SIGUSR2") and signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _root(arguments: list[str]) -> Path:
+    """`paths.root` as typed, for errors that come before the config."""
+    typed = [argument.partition("=")[2] for argument in arguments if argument.startswith("paths.root=")]
+    return Path(typed[-1] if typed else "multirun")
+
+
+def _compose() -> None:
+    """Hydra composes the config and calls `_task`, once or for each point of a sweep."""
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach this function, which prints those meant for users
     refused: list[UserError] = []
@@ -66,21 +145,13 @@ def main() -> None:
                 raise  # the launcher records which job failed
             refused.append(error)
 
+    sys.argv[1:] = sweep_of([_quoted_null(argument) for argument in sys.argv[1:]])
     try:
-        sys.argv[1:] = [_quoted_null(argument) for argument in sys.argv[1:]]
-        try:
-            hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
-        finally:
-            Sweep.show()  # Hydra does not say that a sweep has ended when one of its jobs has failed
-        if refused:
-            _fail(str(refused[0]))
-    except UserError as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
-        sys.exit(EXIT_INTERRUPTED)
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    finally:
+        Sweep.show()  # Hydra does not say that a sweep has ended when one of its jobs has failed
+    if refused:
+        raise refused[0]
 
 
 def _quoted_null(argument: str) -> str:
@@ -175,7 +246,11 @@ def execute(config: Config, overrides: list[str]) -> None:
         return
     folder = folder_for(config)
     log.info("run %s", folder)
-    summary = run(config, overrides, checkpoint)
+    if config.shards > 1 and config.shard is None:
+        with others(config, overrides, checkpoint) as first:
+            summary = run(first, overrides, checkpoint)
+    else:
+        summary = run(config, overrides, checkpoint)
     if summary is not None:
         from truthsteer.stages.report import table
 
@@ -238,6 +313,7 @@ def rejudged(config: Config, overrides: list[str]) -> tuple[Config, Checkpoint]:
     old.dry_run = config.dry_run
     old.verbose = config.verbose
     old.device = config.device
+    old.shards, old.shard = config.shards, config.shard
     old.paths.root = str(folder.parent)
     old.paths.hf_cache = config.paths.hf_cache
     checkpoint = Checkpoint(**record["checkpoint"])

@@ -502,6 +502,10 @@ class Config:
     """Threads of torch on the CPU. Null: 1 for models too small to gain from more, else torch's own choice."""
     batch_tokens: int = 8192
     """Tokens computed at once: lower it if memory runs out."""
+    shards: int = 1
+    """So many processes share the run's work: on this machine, or with `-m` and a launcher as one job each."""
+    shard: int | None = None
+    """Which of them this process is, from 0. Null: the first one, which starts the others."""
     check_memory: bool = True
     """Refuse, before weights are loaded, what cannot fit into memory by the estimate that `dry_run=true` prints."""
     dry_run: bool = False
@@ -510,6 +514,12 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_min("batch_tokens", self.batch_tokens, 16)
+        _check_min("shards", self.shards, 1)
+        _require(
+            self.shard is None or 0 <= self.shard < self.shards,
+            f"shard={self.shard} is not one of the shards={self.shards}, counted from 0. Type shards=N with it, or leave "
+            "shard out.",
+        )
         if self.threads is not None:
             _check_min("threads", self.threads, 1)
         _check_min("seed", self.seed, 0)
@@ -558,6 +568,8 @@ TRANSIENT = (
     "device",
     "threads",
     "batch_tokens",
+    "shards",
+    "shard",
     "check_memory",
     "doctor",
     "dry_run",

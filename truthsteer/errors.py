@@ -18,3 +18,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"Did you mean 'x'? "`` for the closest known word, or an empty string."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'? " if close else ""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, but for its exit code."""

@@ -7,7 +7,7 @@ is refused, or its pair dropped, or its end not read, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from truthsteer.activations import Activations, drop_bad, drop_equal
 from truthsteer.branching import Brancher, Unit
 from truthsteer.config import TooLong
 from truthsteer.errors import UserError
+from truthsteer.files import digest
 from truthsteer.halving import in_halves
 from truthsteer.hooks import RowSteering, capture
+from truthsteer.journal import Journal
 from truthsteer.lengths import fit
 from truthsteer.model import LanguageModel
 from truthsteer.operators import Add
@@ -38,6 +40,8 @@ def extract(
     max_dropped: float = 0.01,
     batch_tokens: int = 8192,
     advance: Callable[[int], None] = lambda done: None,
+    blocks: Journal | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Activations:
     """Read the activations of (true, false) answer pairs.
 
@@ -52,9 +56,12 @@ def extract(
         max_dropped: largest share of pairs that may be lost to numbers that are not finite.
         batch_tokens: key-value slots filled at once.
         advance: called with the number of questions just done.
+        blocks: keeps what is read, a batch at a time: what is in it is not read again, and other processes share the work.
+        share: this process's of the batches, and how many shares there are.
 
     Raises:
         UserError: no pairs, a text too long, too many pairs lost, or none left.
+        PublishedError: another process has read everything, and published it.
     """
     prompts = prompts or Prompts(PLAIN, lm.tokenizer, lm.chat)
     depth = lm.num_layers if depth is None else depth
@@ -70,6 +77,8 @@ def extract(
     answer_mean, answer_last = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     prompt_last = np.zeros((len(fitted.pairs), depth, lm.hidden_size), np.float32)
     norms, tokens = np.zeros(shape[:3], np.float32), np.zeros(shape[:2], np.int64)
+    arrays = {"answer_mean": answer_mean, "answer_last": answer_last, "prompt_last": prompt_last}
+    arrays |= {"norms": norms, "tokens": tokens}
     with (
         RowSteering(lm, [None], Add()) as none,
         capture(lm, layers, stop=depth < lm.num_layers) as taken,
@@ -96,9 +105,20 @@ def extract(
                     norms[index, member, layer] = norm.cpu().numpy()
             return []
 
-        for unit in brancher.units:
-            in_halves(read_unit, unit, Unit.halves)
-            advance(len(unit.branches))
+        def read_batch(number: int) -> None:
+            in_halves(read_unit, brancher.units[number], Unit.halves)
+
+        def told(number: int) -> None:
+            advance(len(brancher.units[number].branches))
+
+        rows = [np.concatenate([np.arange(*first[b : b + 2]) for b in unit.branches]) for unit in brancher.units]
+        if blocks is None:
+            for number in range(len(rows)):
+                read_batch(number)
+                told(number)
+        else:
+            names_of = [digest([fitted.pairs[row].id for row in own]) for own in rows]
+            _read_blocks(blocks, share, read_batch, arrays, rows, names_of, told)
     answer_mean /= tokens[..., None, None]
     norms /= tokens[..., None]
     read = Activations(
@@ -113,6 +133,37 @@ def extract(
     )
     finite = drop_bad(read, max_dropped)
     return drop_equal(finite) if too_long is TooLong.truncate else finite
+
+
+def _read_blocks(
+    blocks: Journal,
+    share: tuple[int, int],
+    read: Callable[[int], None],
+    arrays: Mapping[str, np.ndarray],
+    rows: Sequence[np.ndarray],
+    names: Sequence[str],
+    advance: Callable[[int], None],
+) -> None:
+    """Fill `arrays` batch by batch: from `blocks` what was read before or elsewhere, by `read` what was not.
+
+    Batch n fills `rows[n]` and is called `names[n]`; a block that is damaged, or of another batch, is read again.
+    """
+    here: set[int] = set()
+    while len(here) < len(rows):
+        for done in blocks.passes(*share):
+            for number, own in enumerate(rows):
+                if not done(number):
+                    read(number)
+                    blocks.put(number, names[number], {name: array[own] for name, array in arrays.items()})
+                    here.add(number)
+                    advance(number)
+        for number in set(range(len(rows))) - here:
+            found = blocks.get(number, names[number])
+            if found is not None:
+                for name, array in arrays.items():
+                    array[rows[number]] = found[name]
+                here.add(number)
+                advance(number)
 
 
 def paired(

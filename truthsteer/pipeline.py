@@ -9,7 +9,9 @@ things up.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from truthsteer import baselines, data, preflight
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.checkpoint import prefetch as prefetch_checkpoint
 from truthsteer.config import Config, Stage, identity
+from truthsteer.files import digest, disk_error, file_sha256, read_json
 from truthsteer.records import (
     Capability,
     Choice,
@@ -34,7 +37,7 @@ from truthsteer.results import Results, Row
 from truthsteer.runs import RunRecord, folder_for
 from truthsteer.sentinels import sentinels
 from truthsteer.stages import choose, doctor, extract, gauge, generate, judge, report, steer
-from truthsteer.store import Artifact, digest, file_sha256, read_json
+from truthsteer.store import Artifact
 from truthsteer.workspace import Workspace
 
 log = logging.getLogger("truthsteer")
@@ -49,7 +52,7 @@ T = TypeVar("T")
 def run(
     config: Config, overrides: list[str] | None = None, checkpoint: Checkpoint | None = None
 ) -> dict[str, Any] | None:
-    """Walk the stages of a config.
+    """Walk the stages of a config. A shard but the first computes what the report needs, and writes none.
 
     Args:
         config: the composed, checked config.
@@ -57,33 +60,46 @@ def run(
         checkpoint: the weights, where a record names them and they need not be here (judging again).
 
     Returns:
-        The summary (summary.json), or None if `stages` ends before the report.
+        The summary (summary.json), or None if `stages` ends before the report, or for a shard but the first.
 
     Raises:
         UserError: anything the user can mend.
     """
+    try:
+        return _recorded(config, overrides or [], checkpoint)
+    except Exception as error:
+        disk = disk_error(error, Path(config.paths.root))
+        if disk is None:
+            raise
+        raise disk from error
+
+
+def _recorded(config: Config, overrides: list[str], checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     folder = folder_for(config)
     ws = Workspace(config, folder, checkpoint)
-    record = RunRecord(folder, config, overrides or [])
-    handler = _log_to(folder)
+    record = RunRecord(folder, config, overrides, ws.store.used)
+    handler = _log_to(folder / (f"shard-{config.shard}.log" if config.shard else "log.txt"))
     try:
         summary = _walk(ws, record)
     except KeyboardInterrupt:
-        record.finish("interrupted")
+        with suppress(OSError):
+            record.finish("interrupted")
         raise
     except Exception as error:
-        record.finish("failed", f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # where the disk is full, that is what `error` says
+            record.finish("failed", f"{type(error).__name__}: {error}")
         log.debug("failed", exc_info=True)
         raise
     finally:
         logging.getLogger("truthsteer").removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
     record.finish("finished")
     return summary
 
 
 def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
-    wanted = ws.config.stages
+    wanted, first = ws.config.stages, not ws.config.shard
     if Stage.prefetch in wanted:
         with record.stage("prefetch"):
             prefetch(ws)
@@ -100,7 +116,7 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
         _ = ws.judge_identities  # a judge that is not there is missed now, not after hours
     if Stage.gauge in wanted:
         gauge.check(ws)
-    if Stage.doctor in wanted:
+    if Stage.doctor in wanted and first:
         with record.stage("doctor"):
             doctor.run(ws)
     if not reached(Stage.extract):
@@ -138,7 +154,7 @@ def _walk(ws: Workspace, record: RunRecord) -> dict[str, Any] | None:
     with record.stage("judge") as entry:
         judged = judge.run(ws, completions)
         entry["artifacts"] = {name: [*_keys(found.verdicts), found.sentinels.key] for name, found in judged.items()}
-    if not reached(Stage.report):
+    if not reached(Stage.report) or not first:
         return None
     return _report(ws, record, Made(activations, banks, conditions, choices, letters, completions, gauged, judged))
 
@@ -271,8 +287,16 @@ def _finished_report(folder: Path, inputs: str) -> dict[str, Any] | None:
     return summary
 
 
-def _log_to(folder: Path) -> logging.Handler:
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+class _Log(logging.FileHandler):
+    """A log that a full disk cuts short: what stops the run is said elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = _Log(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.DEBUG)
     logging.getLogger("truthsteer").addHandler(handler)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from truthsteer import fitting, lengths, numerics
 from truthsteer.config import Attention, DtypeConfig, OnOverflow, Quantize, Residual, TooLong, Weights
 from truthsteer.errors import UserError
+from truthsteer.files import remembered, write_json
 from truthsteer.records import Question
-from truthsteer.store import read_json, write_json
 from truthsteer.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def refuse_known_overflow(ws: Workspace) -> None:
     policy, path = ws.config.dtype, _memory(ws)
     if policy.weights is not Weights.fp16 or policy.residual is not Residual.same or not _remembers(policy):
         return
-    known = read_json(path) if path.exists() else None
+    known = remembered(path)
     if known is None or (ws.depth is not None and known["layer"] >= ws.depth):
         return
     sentence = (

@@ -50,6 +50,8 @@ _REST = ("n", "difference", "difference_low", "difference_high", "p_adjusted", "
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
 _NOT_SHOWN = ("seconds", "host", "started", "updated", "merged_answers")
 
 
@@ -61,9 +63,12 @@ def visible(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """`text` for a spreadsheet: a first character that starts a formula is preceded by a quote mark."""
+    """`text` for a spreadsheet: a first character that starts a formula is preceded by a quote mark.
+
+    So is one behind quote marks of its own, so that whoever reads the file can take one off again.
+    """
     text = visible(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:

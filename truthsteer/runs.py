@@ -10,7 +10,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import Any
 
 from truthsteer.config import Config, check_run_id, identity, to_plain
 from truthsteer.errors import UserError, did_you_mean
-from truthsteer.store import digest, read_json, write_json
+from truthsteer.files import create_json, digest, read_json, remembered, write_json
 
 RECORD = "run.json"
 PACKAGES = (
@@ -46,23 +47,57 @@ def folder_for(config: Config) -> Path:
     """The run's folder.
 
     Raises:
-        UserError: `run_id` names a run of another config.
+        UserError: `run_id` names a run of another config, or a damaged one.
     """
     what = identity(config)
     name = f"{config.model.name}-{config.dtype.name}-{config.data.name}-{'+'.join(config.method)}-{digest(what)[:8]}"
     if config.run_id is None:
         check_run_id(name, "model.name, dtype.name, data.name and the methods' names together")
     folder = Path(config.paths.root) / (str(config.run_id) if config.run_id is not None else name)
+    if folder.is_symlink():
+        raise UserError(
+            f"run_id={folder.name}: {folder} is a link to another place. Type another run_id, or another paths.root."
+        )
     if (folder / RECORD).exists():
-        differing = sorted(_differences(identity(read_json(folder / RECORD)["config"]), what))
-        if differing:
-            raise UserError(
-                f"run_id={folder.name} is a run with another config: {', '.join(differing[:5])} differ. Nothing was "
-                "overwritten: type another run_id, or leave it out."
-            )
+        _check_same(folder, what)
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"run_id={folder.name}: {folder} exists and is not a run. Type another run_id.")
     return folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json says.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = read_json(folder / RECORD)
+    except ValueError as error:
+        raise _damaged(folder) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder)
+    return found
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / RECORD} is damaged. Delete {folder} and type the run's command again: what was computed is in the "
+        "store, and nothing of it is lost."
+    )
+
+
+def _check_same(folder: Path, what: dict[str, Any]) -> None:
+    try:
+        known = identity(read_record(folder)["config"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damaged(folder) from error
+    differing = sorted(_differences(known, what))
+    if differing:
+        raise UserError(
+            f"run_id={folder.name} is a run with another config: {', '.join(differing[:5])} differ. Nothing was "
+            "overwritten: type another run_id, or leave it out."
+        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -89,7 +124,7 @@ def find_run(root: Path, name: str, key: str = "run", elsewhere: str = "paths.ro
     """
     for folder in (root / name, Path(name)):
         if (folder / RECORD).is_file():
-            return folder, read_json(folder / RECORD)
+            return folder, read_record(folder)
     known = sorted(path.parent.name for path in root.glob(f"*/{RECORD}"))
     listed = f"Runs there: {', '.join(known[:8])}. Type one, or" if known else "There are none there: type"
     named = f"{key}={name}" if key else name
@@ -98,18 +133,25 @@ def find_run(root: Path, name: str, key: str = "run", elsewhere: str = "paths.ro
 
 @dataclass
 class RunRecord:
-    """run.json: what was asked, what it used, how each stage went. Written at every change."""
+    """run.json: what was asked, what it used, how each stage went. Written at every change.
+
+    Of several processes on one run, the one that began last writes it, and then whichever has finished the run. A shard
+    but the first writes a file of its own instead.
+    """
 
     folder: Path
     config: Config
     overrides: list[str] = field(default_factory=list)
+    used: Set[str] = frozenset()
+    """The artifacts handed out so far, kept up to date by their store."""
 
     def __post_init__(self) -> None:
         if self.config.run_id is not None:
             check_run_id(str(self.config.run_id))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RECORD
-        old = read_json(path) if path.exists() else {}
+        old = remembered(path) or {}
+        self._known = frozenset(old.get("artifacts", ()))
         self.data: dict[str, Any] = {
             "name": self.folder.name,
             "overrides": self.overrides,
@@ -120,14 +162,33 @@ class RunRecord:
             "error": None,
             "stages": old.get("stages", {}),
             "facts": old.get("facts", {}),
+            "artifacts": sorted(self._known),
             "code": {**git_state(), "versions": _versions(), "python": platform.python_version()},
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
+            "writer": uuid.uuid4().hex,
         }
-        self.write()
+        if not create_json(path, self.data):
+            _check_same(self.folder, identity(self.config))
+            self.write(begin=True)
 
-    def write(self) -> None:
+    @property
+    def _own(self) -> Path | None:
+        """The file of a shard but the first."""
+        return self.folder / f"shard-{self.config.shard}.json" if self.config.shard else None
+
+    def write(self, begin: bool = False) -> None:
+        """Write, unless another process has begun since; with `begin`, all the same."""
         self.data["updated"] = _now()
-        write_json(self.folder / RECORD, self.data)
+        self.data["artifacts"] = sorted(self._known | self.used)
+        if self._own is not None:
+            stages = {
+                name: {part: entry[part] for part in ("state", "seconds") if part in entry}
+                for name, entry in self.data["stages"].items()
+            }
+            small = {name: self.data[name] for name in ("name", "state", "error", "updated")}
+            write_json(self._own, {"shard": self.config.shard, **small, "stages": stages})
+        elif begin or (remembered(self.folder / RECORD) or self.data).get("writer") == self.data["writer"]:
+            write_json(self.folder / RECORD, self.data)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
@@ -148,8 +209,9 @@ class RunRecord:
             self.write()
 
     def finish(self, state: str, error: str | None = None) -> None:
+        """Record how the run ended. Of several processes on it, one that has finished has the last word."""
         self.data["state"], self.data["error"] = state, error
-        self.write()
+        self.write(begin=state == "finished")
 
 
 def _now() -> str:

@@ -1,55 +1,32 @@
 """Content-addressed artifacts: what a stage made, under the hash of exactly what determines it.
 
-An artifact is a folder that appears by one rename and is never changed. Work in progress goes to a journal, one line
-per finished unit of work, so that a killed process loses at most the unit it was in. No locks: two processes that make
-the same artifact both succeed, and the first to publish wins.
+An artifact is a folder that appears by one rename and is never changed. Its files are hashed when it is first read: one
+that is damaged is set aside and made again. Work in progress goes to a `journal`, so that a killed process loses at most
+the unit it was in. No locks: processes that make the same artifact share its units, and the first to publish wins.
 
 The store knows nothing of models or questions.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from truthsteer.errors import UserError
+from truthsteer.files import canonical, digest, file_sha256, read_json, remembered, sync, write_json
+from truthsteer.journal import Journal, forget
 from truthsteer.records import rows_from_json, to_json
 
+log = logging.getLogger("truthsteer")
+
 T = TypeVar("T")
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and shortest floats; NaN is refused, since nothing may be keyed by it."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def digest(value: Any) -> str:
-    """The first 20 hex digits of the sha256 of the canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:20]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically: a reader sees the old text or the new one."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_rows(folder: Path, records: Iterable[Any]) -> None:
@@ -112,16 +89,40 @@ Compute = Callable[[Sequence[str], Callable[[int], bool]], Iterable[tuple[int, S
 
 
 class Store:
-    """All artifacts under one root."""
+    """All artifacts under one root.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder that holds it.
+        share: which share of the units of work is this process's to do first, and how many shares there are.
+    """
+
+    def __init__(self, root: Path, share: tuple[int, int] = (0, 1)) -> None:
         self.root = root / ".store"
         self.facts: dict[str, Any] = {}
         """Recorded beside each artifact that is made (device, versions, counts); not part of its key."""
+        self.used: set[str] = set()
+        """Every artifact that was handed out: what a run rests on."""
+        self.share = share
 
     def find(self, key: Key) -> Artifact | None:
+        """The artifact, if it is there and whole.
+
+        Raises:
+            UserError: it is damaged and cannot be set aside.
+        """
         path = self.root / key.kind / key.digest
-        return Artifact(str(key), path) if (path / "meta.json").exists() else None
+        if not (path / "meta.json").exists():
+            return None
+        if str(key) not in self.used:
+            what = damage(path)
+            if what is not None:
+                aside = set_aside(self.root, path, what)
+                log.warning("%s was damaged (%s) and is made again. The damaged one is in %s.", key, what, aside)
+                return None
+            self.used.add(str(key))
+            with suppress(OSError):
+                os.utime(path)  # `gc` leaves what was wanted a short while ago
+        return Artifact(str(key), path)
 
     def need(self, key: Key, stage: str) -> Artifact:
         """The artifact, or an error that says which stage would make it."""
@@ -142,9 +143,10 @@ class Store:
         try:
             yield part
             files = {str(p.relative_to(part)): file_sha256(p) for p in sorted(part.rglob("*")) if p.is_file()}
-            write_json(part / "meta.json", {"inputs": key.inputs, "files": files, "facts": self.facts})
+            meta = {"inputs": key.inputs, "files": files, "facts": self.facts}
+            write_json(part / "meta.json", meta | {"sha256": digest(meta)})
             for path in part.rglob("*"):
-                _sync(path)
+                sync(path)
             final.parent.mkdir(parents=True, exist_ok=True)
             _rename_unless_there(part, final)
         finally:
@@ -161,93 +163,106 @@ class Store:
         return found
 
     def make_rows(self, wanted: Sequence[Key], layout: Mapping[str, Any], compute: Compute) -> list[Artifact]:
-        """One artifact of rows per key, in the order given; those that are missing are computed together.
+        """One artifact of rows per key, in the order given; those that are missing are computed together, and together
+        with any other process that makes them.
 
         Args:
             wanted: keys of one kind; repeats are made once.
             layout: whatever, besides the keys, decides the units of work (such as the batch budget).
-            compute: called with the digests to make and a test for units already done; yields (unit number, rows).
+            compute: called with the digests to make and a test for units that it need not do, made right before each
+                would be done; yields (unit number, rows). It is called again for what other processes left undone.
         """
-        unique = list({key.digest: key for key in wanted}.values())
-        if any(self.find(key) is None for key in unique):
-            journal = self._journal(unique, layout)
-            for unit, rows in compute(journal.plan, journal.units.__contains__):
-                journal.append(unit, [[row.key, row.order, to_json(row.record)] for row in rows])
-            made: dict[str, dict[int, Any]] = {}
-            for owner, order, record in journal.rows():
-                made.setdefault(owner, {})[order] = record
-            for key in unique:
-                if self.find(key) is None:
-                    with self.publish(key) as folder:
-                        write_rows(folder, [record for _, record in sorted(made.get(key.digest, {}).items())])
-            journal.close()
+        with self.journal(wanted, layout) as journal:
+            if journal is not None:
+                for done in journal.passes(*self.share):
+                    for unit, rows in compute(journal.plan, done):
+                        journal.append(unit, [[row.key, row.order, to_json(row.record)] for row in rows])
+                made: dict[str, dict[int, Any]] = {}
+                for owner, order, record in journal.rows():
+                    made.setdefault(owner, {})[order] = record
+                for key in self._own_first(wanted):
+                    if self.find(key) is None and not journal.finished:
+                        with self.publish(key) as folder:
+                            write_rows(folder, [record for _, record in sorted(made.get(key.digest, {}).items())])
         return [self.need(key, key.kind) for key in wanted]
 
-    def _journal(self, wanted: Sequence[Key], layout: Mapping[str, Any]) -> Journal:
-        """The journal for those of `wanted` that are not published, or the one that an interrupted run left.
+    @contextmanager
+    def journal(self, wanted: Sequence[Key], layout: Mapping[str, Any]) -> Iterator[Journal | None]:
+        """The journal for those of `wanted` that are missing, None if none is; forgotten if the block publishes them."""
+        keys = {key.digest: key for key in wanted}
+        missing = [name for name, key in keys.items() if self.find(key) is None]
+        folder, kind = self.root / ".journal", wanted[0].kind if wanted else ""
+        if not missing:
+            self._tidy(folder, kind)
+            yield None
+            return
 
-        A journal fixes its plan (the artifacts it makes, in order), so that a resumed run forms the same batches as an
-        undisturbed one even if it was killed while some of its artifacts were already published. `layout` is whatever
-        else decides the batches; a journal of another layout is not continued.
-        """
-        kind = wanted[0].kind
-        names = [key.digest for key in wanted]
-        missing = {key.digest for key in wanted if self.find(key) is None}
-        folder = self.root / ".journal"
-        for path in sorted(folder.glob(f"{kind}-*/plan.json")):
-            plan = read_json(path)
-            if plan["layout"] == layout and missing <= set(plan["keys"]) <= set(names):
-                return Journal(path.parent, plan["keys"])
-        keys = [name for name in names if name in missing]
-        path = folder / f"{kind}-{digest([keys, layout])}"
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "plan.json", {"keys": keys, "layout": layout})
-        return Journal(path, keys)
+        def published(plan: Sequence[str]) -> bool:
+            return all(self.find(keys[name]) is not None for name in plan)
 
+        journal = Journal.of(folder, kind, list(keys), missing, dict(layout), published=published)
+        try:
+            yield journal
+        except BaseException:
+            journal.release()
+            raise
+        journal.close()
+        self._tidy(folder, kind)
 
-class Journal:
-    """Finished units of work, each with its rows, in append-only files, one per process."""
+    def _tidy(self, folder: Path, kind: str) -> None:
+        """Forget journals of which everything is published: of a process killed at that point, or of other units."""
+        for path in folder.glob(f"{kind}-*/plan.json"):
+            plan = remembered(path)
+            if plan and all((self.root / kind / name / "meta.json").exists() for name in plan["keys"]):
+                with suppress(OSError):
+                    forget(path.parent)
 
-    def __init__(self, path: Path, plan: list[str]) -> None:
-        self.path = path
-        self.plan = plan
-        """Digests of the artifacts that this journal makes, in the order that decides the batches."""
-        self.units: dict[int, list[Any]] = {}
-        for file in sorted(path.glob("units-*.jsonl")):
-            for line in file.read_bytes().splitlines(keepends=True):
-                unit = _parse_line(line)
-                if unit is not None:
-                    self.units.setdefault(unit["unit"], unit["rows"])
-        self._file = path / f"units-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-
-    def append(self, unit: int, rows: list[Any]) -> None:
-        """Record a finished unit; on disk when this returns."""
-        line = canonical({"unit": unit, "rows": rows}) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)  # another process may have finished, and removed it
-        with self._file.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.units[unit] = rows
-
-    def rows(self) -> Iterator[Any]:
-        for unit in sorted(self.units):
-            yield from self.units[unit]
-
-    def close(self) -> None:
-        """Forget the journal: its artifacts are published."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def _own_first(self, keys: Sequence[Key]) -> list[Key]:
+        """Each key once, beginning at another place in each shard, so that they do not all publish the same."""
+        unique = list({key.digest: key for key in keys}.values())
+        shard, shards = self.share
+        first = len(unique) * shard // shards
+        return unique[first:] + unique[:first]
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """The unit on a line, or None for the torn line of a killed process (its unit is then done again)."""
-    if not line.endswith(b"\n"):
-        return None
+def damage(path: Path) -> str | None:
+    """What is wrong with an artifact's folder, by its own record: None if it is as it was published."""
     try:
-        unit = json.loads(line)
-    except ValueError:
-        return None
-    return unit if isinstance(unit, dict) and unit.keys() >= {"unit", "rows"} else None
+        meta = read_json(path / "meta.json")
+        seal = meta.pop("sha256", None)
+        older = seal is None and set(meta) == {"inputs", "files", "facts"}  # of a version that wrote none
+        sealed = (older or seal == digest(meta)) and digest(meta["inputs"]) == path.name
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, not UTF-8, or not what was written
+        sealed = False
+    if not sealed:
+        return "its meta.json was changed"
+    for name, sha256 in meta["files"].items():
+        try:
+            if file_sha256(path / name) != sha256:
+                return f"its {name} was changed"
+        except FileNotFoundError:
+            return f"its {name} is gone"
+    return None
+
+
+def set_aside(root: Path, path: Path, what: str) -> Path:
+    """Move a damaged artifact out of the way, and say where it is now.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    aside = root / ".damaged" / f"{path.parent.name}-{path.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, aside)
+    except FileNotFoundError:
+        pass  # another process was first
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged ({what}) and cannot be moved away: {error.strerror}. Run `truthsteer store verify "
+            f"paths.root={root.parent}` where that folder can be written, or type another paths.root=DIR."
+        ) from error
+    return aside
 
 
 def _rename_unless_there(part: Path, final: Path) -> None:
@@ -255,13 +270,8 @@ def _rename_unless_there(part: Path, final: Path) -> None:
         os.rename(part, final)
     except OSError:
         if not (final / "meta.json").exists():
-            raise
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            if not final.exists():
+                raise
+            set_aside(final.parent.parent, final, "it has no meta.json")  # such as a copy that was interrupted
+            os.rename(part, final)
+    sync(final.parent)

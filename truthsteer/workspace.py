@@ -52,7 +52,7 @@ class Workspace:
         self.folder = folder
         if checkpoint is not None:
             self.__dict__["checkpoint"] = checkpoint
-        self.store = Store(Path(config.paths.root))
+        self.store = Store(Path(config.paths.root), (config.shard or 0, config.shards))
         self.methods: dict[str, Any] = build_all(config.method, "method")
         self.operator: Any = build(config.operator, "operator")
         self.judges: dict[str, Any] = build_all(config.judge, "judge")

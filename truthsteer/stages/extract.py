@@ -7,10 +7,12 @@ why at once.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from truthsteer import preflight
 from truthsteer.config import Stage, TooLong
+from truthsteer.journal import Journal, PublishedError
 from truthsteer.store import Artifact, Key, write_json
 from truthsteer.workspace import Workspace, questions_digest
 
@@ -46,7 +48,7 @@ def run(ws: Workspace) -> Artifact:
         preflight.check_known(ws, known.json(preflight.REPORT))
         return known
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, blocks: Journal) -> None:
         from truthsteer.extraction import extract
 
         preflight.refuse_known_overflow(ws)
@@ -65,10 +67,15 @@ def run(ws: Workspace) -> Artifact:
                 max_dropped=steering.max_dropped,
                 batch_tokens=ws.config.batch_tokens,
                 advance=advance,
+                blocks=blocks,
+                share=ws.store.share,
             )
         for phrase in found.losses():
             log.warning(phrase)
         found.save(folder)
         write_json(folder / preflight.REPORT, numerics)
 
-    return ws.store.make(key, write)
+    with ws.store.journal([key], {"batch_tokens": ws.config.batch_tokens}) as blocks, suppress(PublishedError):
+        if blocks is not None:
+            ws.store.make(key, lambda folder: write(folder, blocks))
+    return ws.store.need(key, "extract")

@@ -314,7 +314,7 @@ def test_fewer_bits_are_not_suggested_where_the_wider_stream_undoes_them(tmp_pat
     """int8 keeps the residual stream in fp32: what extraction keeps of every layer doubles."""
     sizes = of_gemma3_4b(tmp_path)
     extract = Load(Work.extract, 65_536, 512, depth=21)
-    generate = Load(Work.generate, 65_536, 562, max_new_tokens=50)
+    generate = Load(Work.generate, 60_000, 562, max_new_tokens=50)
     there = Available((estimate(sizes, BF16, extract).total + RESERVE,), gpu=True)
     assert "dtype=int8;" in refusal(sizes, BF16, [generate], there)
     said = refusal(sizes, BF16, [extract, generate], there)

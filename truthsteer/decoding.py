@@ -21,6 +21,7 @@ from truthsteer.errors import UserError
 from truthsteer.halving import in_halves
 from truthsteer.head import greedy
 from truthsteer.hooks import Injection, RowSteering
+from truthsteer.memory import BEGINNINGS
 from truthsteer.model import LanguageModel, select_rows
 from truthsteer.nonfinite import Blame
 from truthsteer.operators import Add, Operator
@@ -76,8 +77,8 @@ class _Beginning:
         self, lm: LanguageModel, steering: RowSteering, tokens: tuple[int, ...], conditions: int, batch_tokens: int
     ) -> None:
         self.tokens = tokens
-        self.together = max(1, batch_tokens // len(tokens)) if tokens else None
-        """Conditions whose beginnings fill one batch; None without a beginning."""
+        self.together = max(1, int(BEGINNINGS * batch_tokens) // len(tokens)) if tokens else None
+        """Conditions whose beginnings are held at once; None without a beginning."""
         self._lm, self._steering, self._conditions = lm, steering, conditions
         self._first, self._cache = -1, lm.new_cache()
         self._trunk: int | None = None

@@ -26,6 +26,8 @@ PART, LOGITS_IN_CACHE = 4096, 1 << 22
 """On a CPU: words of the vocabulary that it multiplies at once, and logits that it holds then."""
 LARGEST = 512
 """`branching` cuts what shares a context and has more tokens, and repeats the context: all tokens of a row are compared."""
+BEGINNINGS = 0.25
+"""Of the slots of a batch, so many hold what prompts begin with, for the conditions that `decoding` takes together."""
 SHORTEST_CONTEXT = 8
 """Tokens of the shortest question in its prompt, for how many answers are generated at once."""
 
@@ -136,7 +138,7 @@ def estimate(sizes: Sizes, policy: DtypeConfig, load: Load, parted: bool = False
     return Estimate(
         work=load.work,
         weights=weight_bytes(sizes, policy),
-        cache=(_caches(load) * _layers(sizes, load) + 2) * 2 * kv * slots * wide,
+        cache=int(_caches(load) * _layers(sizes, load) + 2) * 2 * kv * slots * wide,
         stream=slots * sizes.hidden_size * (3 * stream + 3 * 4),
         attention=slots * (heads + kv) * (8 + 2 * wide)
         + slots * heads * 3 * wide
@@ -162,9 +164,9 @@ def _layers(sizes: Sizes, load: Load) -> int:
     return sizes.num_layers if load.depth is None else min(load.depth, sizes.num_layers)
 
 
-def _caches(load: Load) -> int:
+def _caches(load: Load) -> float:
     """How many times the slots of a batch are held: the common beginning and its copies, and rows on their way out of a batch."""
-    return {Work.train: 0, Work.generate: 3}.get(load.work, 2)
+    return {Work.train: 0, Work.generate: 2 + BEGINNINGS}.get(load.work, 2)
 
 
 def _logits(sizes: Sizes, load: Load, slots: int, parted: bool) -> int:

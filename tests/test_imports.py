@@ -12,7 +12,7 @@ from conftest import REPO
 
 PACKAGE = REPO / "truthsteer"
 LAYERS = [
-    {"errors", "organism"},
+    {"errors", "organism", "sources"},
     {"config", "records", "progress", "component", "results", "tables", "terminal"},
     {
         "points",
@@ -49,7 +49,10 @@ LAYERS = [
     {"stages"},
     {"runs", "pipeline", "plan"},
     {"cli", "__main__"},
-    {"audit", "seeds"},
+    {"audit", "seeds", "jobs", "slurm"},
+    {"sweeps"},
+    {"launching"},
+    {"status", "resume"},
 ]
 """From the bottom up: a module imports only from lower rows or its own."""
 HEAVY = {

@@ -157,6 +157,36 @@ def fingerprint(folder: Path, memory: Path | None = None) -> str:
     return digest(found)
 
 
+def require_cached(model: ModelConfig) -> None:
+    """Raise unless the checkpoint is on this machine, whole as far as its index tells. Asks no network.
+
+    Raises:
+        UserError: no such folder; or the hub's cache lacks it or a part of it.
+    """
+    folder = folder_of(model)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        assert model.id is not None
+        try:
+            folder = Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise UserError(_not_cached(f"{model.id} is")) from error
+    index = folder / "model.safetensors.index.json"
+    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    lacking = [name for name in ("config.json", *sorted(shards)) if not (folder / name).is_file()]
+    if lacking:
+        raise UserError(_not_cached(f"{lacking[0]} of {model.id or model.path} is"))
+
+
+def _not_cached(what: str) -> str:
+    return (
+        f"{what} not on this machine, and nodes are offline. Type the same command without -m and the launcher, and with "
+        "stages=[prefetch], where there is a network; or hydra.launcher.offline=false if nodes have one."
+    )
+
+
 def prefetch(model: ModelConfig) -> Checkpoint:
     """Download a hub checkpoint (config, tokenizer, safetensors) into the local cache; a folder needs nothing."""
     checkpoint = resolve(model)

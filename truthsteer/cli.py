@@ -2,16 +2,19 @@
 
     truthsteer KEY=VALUE ...          one run
     truthsteer -m KEY=A,B ...         a sweep
+    truthsteer COMMAND ...            another command, see COMMANDS
 
 No torch here, so that `--cfg job`, a misspelt key and tab completion answer at once.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
@@ -41,6 +44,8 @@ SEVERAL = ("judge", "method")
 """Groups of which several options can be chosen at once."""
 EXAMINED = "examined"
 """A job's note to its sweep, made as it starts: the folder of a run that the doctor is to look at."""
+COMMANDS = {"status": "truthsteer.status", "resume": "truthsteer.resume"}
+"""What may be typed first instead of KEY=VALUE -> the module whose main() takes the rest."""
 REJUDGING = ("experiment", "run", "run_id", "judge", "paths", "device", "threads", "dry_run", "verbose")
 """What may be typed with `run=`."""
 
@@ -67,6 +72,9 @@ def main() -> None:
             refused.append(error)
 
     try:
+        if sys.argv[1:] and _command(sys.argv[1]):
+            importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
+            return
         sys.argv[1:] = [_quoted_null(argument) for argument in sys.argv[1:]]
         try:
             hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
@@ -81,6 +89,20 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _command(word: str) -> bool:
+    """Whether the first word typed is another command.
+
+    Raises:
+        UserError: it is a word of its own, and not one of them.
+    """
+    if word in COMMANDS or not re.fullmatch(r"[A-Za-z_]\w*", word):
+        return word in COMMANDS
+    raise UserError(
+        f"'{word}' is neither an override nor a command. {did_you_mean(word, COMMANDS)}Type KEY=VALUE, or one of "
+        f"{', '.join(COMMANDS)}; --help says more."
+    )
 
 
 def _quoted_null(argument: str) -> str:
@@ -112,6 +134,9 @@ def _task(cfg: DictConfig) -> None:
         log.setLevel(logging.DEBUG)
     set_hub_cache(config.paths.hf_cache)
     hydra_config = HydraConfig.get()
+    launcher = [word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")]
+    if hydra_config.mode is RunMode.RUN and launcher:
+        raise UserError(f"{launcher[0]} is used by sweeps only. Type -m with it, also for a single run.")
     scratch = Path(hydra_config.runtime.output_dir)
     try:
         if hydra_config.mode is RunMode.MULTIRUN and Stage.doctor in config.stages:
@@ -196,6 +221,13 @@ def to_config(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
+
+
+def from_plain(plain: Mapping[str, Any]) -> Config:
+    """The checked config that a record holds."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), dict(plain))
+    assert isinstance(merged, DictConfig)
+    return to_config(merged)
 
 
 def _refuse_unknown(node: DictConfig, schema: type[Any], prefix: str) -> None:

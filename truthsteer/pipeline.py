@@ -9,6 +9,7 @@ things up.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from truthsteer import baselines, data, preflight
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.checkpoint import prefetch as prefetch_checkpoint
 from truthsteer.config import Config, Stage, identity
+from truthsteer.errors import UserError
 from truthsteer.records import (
     Capability,
     Choice,
@@ -68,10 +70,12 @@ def run(
     handler = _log_to(folder)
     try:
         summary = _walk(ws, record)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: queued again, at a time limit or a preemption
         record.finish("interrupted")
         raise
     except Exception as error:
+        if not isinstance(error, UserError):
+            record.data["traceback"] = traceback.format_exc()
         record.finish("failed", f"{type(error).__name__}: {error}")
         log.debug("failed", exc_info=True)
         raise

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from truthsteer import sources
 from truthsteer.config import Config, check_run_id, identity, to_plain
 from truthsteer.errors import UserError, did_you_mean
 from truthsteer.store import digest, read_json, write_json
@@ -120,7 +121,12 @@ class RunRecord:
             "error": None,
             "stages": old.get("stages", {}),
             "facts": old.get("facts", {}),
-            "code": {**git_state(), "versions": _versions(), "python": platform.python_version()},
+            "code": {
+                **git_state(),
+                "sources": digest(sources.files()),
+                "versions": _versions(),
+                "python": platform.python_version(),
+            },
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
         }
         self.write()

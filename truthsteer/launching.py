@@ -474,7 +474,7 @@ def _wait(sweep: Sweep, pool: _Pool | None) -> list[Doing]:
         counts = Counter(item.state for item in now)
         for job, before, item in zip(sweep.jobs, said, now, strict=True):
             if (before.state, before.restarts) != (item.state, item.restarts) and not job.finished:
-                again = f" again ({item.restarts} restarts)" if item.restarts and item.state in ALIVE else ""
+                again = f" again ({sweeps.restarts(item)})" if item.restarts and item.state in ALIVE else ""
                 where = (
                     f" on {item.why}"
                     if item.state is State.running and item.why

@@ -120,6 +120,11 @@ class Doing:
     restarts: int = 0
 
 
+def restarts(item: Doing) -> str:
+    """How often it was queued again by itself."""
+    return f"{item.restarts} restart{'' if item.restarts == 1 else 's'}"
+
+
 def new_name(runs: Sequence[str]) -> str:
     """Time, to the second, and four digits of what is run."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{digest([list(runs), os.getpid()])[:4]}"

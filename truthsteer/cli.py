@@ -146,7 +146,7 @@ def _task(cfg: DictConfig) -> None:
             (scratch / EXAMINED).write_text(str(folder_for(config).resolve()), encoding="utf-8")
         execute(config, list(hydra_config.overrides.task))
     finally:
-        _remove_if_empty(scratch)
+        remove_if_empty(scratch)
 
 
 class Sweep(Callback):
@@ -178,7 +178,7 @@ class Sweep(Callback):
             if report.exists() and report.stat().st_mtime >= mark.stat().st_mtime and report not in reports:
                 reports.append(report)
             mark.unlink()
-            _remove_if_empty(mark.parent)
+            remove_if_empty(mark.parent)
         if reports:
             columns = numerics_text.rates_table([read_json(report) for report in reports])
             console().print(table("Numerics", numerics_text.RATES_CAPTION, columns))
@@ -338,7 +338,7 @@ def set_hub_cache(folder: str | None) -> None:
         os.environ["HF_HOME"] = str(Path(folder).expanduser().resolve())
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Hydra makes a scratch folder for every start; leave none behind."""
     for path in (folder, folder.parent):
         try:

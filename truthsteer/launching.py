@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from truthsteer import slurm, sources, sweeps
-from truthsteer.cli import EXAMINED, EXIT_INTERRUPTED, explain, rejudged, set_hub_cache, to_config
+from truthsteer.cli import EXAMINED, EXIT_INTERRUPTED, explain, rejudged, remove_if_empty, set_hub_cache, to_config
 from truthsteer.config import Config, Stage, to_plain
 from truthsteer.errors import UserError
 from truthsteer.jobs import Job
@@ -63,20 +63,30 @@ def launch(
         UserError: a job is wrong (nothing is queued then), or Slurm is not here or refuses one.
         SystemExit: a job failed (1), or waiting was interrupted (130).
     """
+    scratch = Path(master.hydra.sweep.dir)
+    (scratch / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; what is submitted has a record of its own
+    remove_if_empty(scratch)
     planned = [_planned(loader, master, overrides, first + place) for place, overrides in enumerate(job_overrides)]
     configs = [config for config, _ in planned]
     jobs = [job for _, job in planned]
     offline = _offline(jobs)
     _use_one_cache(configs)
     dealt: set[str] = set()
+    lacks: dict[int, UserError] = {}
     for config, job in planned:
         with _Named(job):
-            _check(config, job, offline, dealt)
+            lack = _check(config, job, offline, dealt)
+        if lack is not None:
+            lacks[job.number] = _of_job(job.number, job.overrides, lack)
     root = Path(configs[0].paths.root)
     notes = _notes(jobs, root)
     _show(jobs, notes, root)
     if any(config.dry_run for config in configs):
+        for error in lacks.values():
+            console().print(f"Not ready: {error}", soft_wrap=True, highlight=False, markup=False)
         return
+    if lacks:
+        raise next(iter(lacks.values()))
     todo = [job for job in jobs if not notes[job.number]]
     if kind == "slurm" and todo:
         slurm.require()
@@ -218,8 +228,12 @@ def _use_one_cache(configs: Sequence[Config]) -> None:
     set_hub_cache(configs[0].paths.hf_cache)
 
 
-def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> None:
-    """What can be known without weights; and, where nodes have no network, whether weights, data and judges are here."""
+def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> UserError | None:
+    """Check what can be known without weights; what is returned is what a node without a network would lack.
+
+    Raises:
+        UserError: the job is wrong.
+    """
     from truthsteer import checkpoint, data, plan
 
     if config.run is not None:
@@ -227,21 +241,29 @@ def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> Non
     questions = digest([to_plain(config.data), config.seed])
     _, ws, _ = plan.check(config, deal=questions not in dealt)
     dealt.add(questions)
-    if offline and not job.finished and Stage.prefetch not in config.stages:
+    if not offline or job.finished or Stage.prefetch in config.stages:
+        return None
+    try:
         if set(config.stages) - {Stage.judge, Stage.report}:
             checkpoint.require_cached(config.model)
         data.prefetch(config.data)
         if Stage.judge in config.stages:
             _ = ws.judge_identities
+    except UserError as error:
+        return error
+    return None
 
 
 def _notes(jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
     """Why a job is not submitted: number -> `finished`, `as job 0`, or where it is under way. Empty: it is."""
-    under_way = _under_way([job for job in jobs if not job.finished], root)
-    notes: dict[int, str] = {}
     first: dict[str, int] = {}
     for job in jobs:
-        same = first.setdefault(job.run + job.share, job.number)
+        first.setdefault(job.run + job.share, job.number)
+    own = [job for job in jobs if first[job.run + job.share] == job.number]
+    under_way = _under_way([job for job in own if not job.finished], root)
+    notes: dict[int, str] = {}
+    for job in jobs:
+        same = first[job.run + job.share]
         notes[job.number] = (
             f"as job {same}" if same != job.number else "finished" if job.finished else under_way.get(job.number, "")
         )
@@ -474,7 +496,7 @@ def _wait(sweep: Sweep, pool: _Pool | None) -> list[Doing]:
         counts = Counter(item.state for item in now)
         for job, before, item in zip(sweep.jobs, said, now, strict=True):
             if (before.state, before.restarts) != (item.state, item.restarts) and not job.finished:
-                again = f" again ({sweeps.restarts(item)})" if item.restarts and item.state in ALIVE else ""
+                again = f", {sweeps.restarts(item)}" if item.restarts else ""
                 where = (
                     f" on {item.why}"
                     if item.state is State.running and item.why

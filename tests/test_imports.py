@@ -51,6 +51,8 @@ LAYERS = [
     {"cli", "__main__"},
     {"audit", "seeds", "jobs", "slurm"},
     {"sweeps"},
+    {"submitting"},
+    {"waiting"},
     {"launching"},
     {"status", "resume"},
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO, run_cli
 
-from truthsteer import launching, slurm, sources, sweeps
+from truthsteer import slurm, sources, submitting, sweeps, waiting
 from truthsteer.errors import UserError
 from truthsteer.jobs import Job
 from truthsteer.sweeps import Doing, State, Sweep, SweepJob
@@ -267,11 +267,11 @@ def test_waiting_ends_when_a_job_is_killed_and_there_is_no_accounting(tmp_path, 
 
     monkeypatch.setattr(slurm, "queue", queue)
     monkeypatch.setattr(slurm, "_run", lambda *words: None)
-    monkeypatch.setattr(launching, "CONFIRM_S", 0.05)
-    monkeypatch.setattr(launching, "PAUSE_S", {"slurm": (0.02, 0.02)})
-    ends = launching._wait(sweep, None)
+    monkeypatch.setattr(waiting, "CONFIRM_S", 0.05)
+    monkeypatch.setattr(waiting, "PAUSE_S", {"slurm": (0.02, 0.02)})
+    ends = waiting.wait(sweep, None)
     assert ends == [Doing(State.finished, "", 1), Doing(State.ended, "killed")]
-    assert launching._report(sweep, ends, recorded=True)
+    assert waiting.report(sweep, ends, recorded=True)
     said = capsys.readouterr().out
     assert "job 1 (seed=1) as 5_1: ended early: killed" in said
     assert "1 of 2 jobs finished. `truthsteer resume s" in said
@@ -293,7 +293,7 @@ def test_so_many_processes_run_at_once_as_there_are_gpus_for(gpus, devices, at_o
     sweep = made(tmp_path, 5, "local")
     for job in sweep.jobs:
         job.launcher |= {"gpus_per_node": gpus, "at_once": at_once}
-    monkeypatch.setattr(launching, "_devices", lambda: devices)
+    monkeypatch.setattr(submitting, "_devices", lambda: devices)
 
     class Process:
         job_id = "1"
@@ -306,8 +306,8 @@ def test_so_many_processes_run_at_once_as_there_are_gpus_for(gpus, devices, at_o
         def submit(self, job):
             return Process()
 
-    monkeypatch.setattr(launching, "_executor", lambda kind, launcher: Executor())
-    pool = launching._Pool(sweep, sweep.jobs, offline=False)
+    monkeypatch.setattr(submitting, "_executor", lambda kind, launcher: Executor())
+    pool = submitting.Pool(sweep, sweep.jobs, offline=False)
     pool.fill()
     pool.fill()
     assert [devices for _, devices in pool.running] == running

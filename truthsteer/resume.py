@@ -29,5 +29,5 @@ def main(arguments: Sequence[str]) -> None:
     name, root, keys = sweeps.typed(arguments, keys=True)
     if name is None:
         newest = sweeps.find(root, None)
-        raise UserError(f"No sweep is named. Type `{launching.command('resume', newest)}` for the newest.")
+        raise UserError(f"No sweep is named. Type `{sweeps.command('resume', newest)}` for the newest.")
     launching.resume(sweeps.find(root, name), keys)

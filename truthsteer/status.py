@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from truthsteer import sweeps
-from truthsteer.launching import command, different
-from truthsteer.sweeps import ALIVE, Doing, State, Sweep, SweepJob
+from truthsteer.sweeps import ALIVE, Doing, State, Sweep, SweepJob, command, different
 from truthsteer.terminal import console, table
 
 HELP = """\

@@ -183,6 +183,18 @@ def yaml_value(text: str) -> Any:
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
 
 
+def command(name: str, sweep: Sweep) -> str:
+    """What to type for a sweep: `truthsteer status NAME`."""
+    usual = Path("multirun").resolve() == Path(sweep.root).resolve()
+    return f"truthsteer {name} {sweep.name}{'' if usual else f' paths.root={sweep.root}'}"
+
+
+def different(jobs: Sequence[SweepJob]) -> list[str]:
+    """What was typed for each job, without what was typed for all."""
+    shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
+
+
 def doing(sweep: Sweep) -> list[Doing]:
     """What each job is doing. The queue is asked first: a job that leaves it has written how it ended by then."""
     ids = [job.id for job in sweep.jobs if job.id is not None]

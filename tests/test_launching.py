@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -132,6 +133,26 @@ def test_offline_nodes_need_weights_and_data_that_are_there(tmp_path, fake):
     (weights / "part-1.safetensors").touch()
     assert run_cli(*asked, "hydra.launcher.offline=true", root=tmp_path / "root", env=env).returncode == 0
     assert (tmp_path / "count").read_text().split() == ["x"] * 4
+
+
+def test_the_file_of_a_cluster_in_the_documents_works(tmp_path, fake):
+    page = (REPO / "docs" / "slurm.md").read_text()
+    (text,) = re.findall(r"```yaml\n# (?:site/hydra/launcher/mycluster.yaml)\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "site" / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "site" / "hydra" / "launcher" / "mycluster.yaml").write_text(text)
+    (line,) = re.findall(r"python -m truthsteer (-m --config-dir site .*) dry_run=true", page)
+    words = line.replace("--config-dir site", f"--config-dir {tmp_path / 'site'}").split()
+    assert "to do" in run_cli(*words, "dry_run=true", root=tmp_path / "root", env=fake).stdout
+    done = run_cli(
+        *words, "hydra.launcher.offline=false", "hydra.launcher.wait=false", root=tmp_path / "root", env=fake
+    )
+    assert done.returncode == 0, done.stderr
+    scripts = [(tmp_path / f"{number}.sh").read_text() for number in (1, 2)]
+    for text in scripts:
+        for words in ("--partition=gpu", "--account=my-project", "--qos=normal", "--constraint=a100", "--requeue"):
+            assert words in text
+        assert text.index("\nmodule load cuda\n") < text.index("\nsrun ")
+    assert sorted(re.findall(r"--gpus-per-node=\d+", "".join(scripts))) == ["--gpus-per-node=2", "--gpus-per-node=3"]
 
 
 def test_a_launcher_without_a_sweep_is_refused(tmp_path):
@@ -340,7 +361,7 @@ def test_a_job_stops_if_the_code_was_changed_while_it_was_queued(node, tmp_path,
 
 @pytest.mark.parametrize(
     ("raised", "state"),
-    [(None, "finished"), (ValueError("no"), "failed"), (SystemExit(-1), "requeued"), (SystemExit("often"), "failed"),
+    [(None, "finished"), (ValueError("no"), "failed"), (SystemExit(-1), "requeued"), (SystemExit(144), "requeued"), (SystemExit("often"), "failed"),
      (KeyboardInterrupt(), "interrupted"), (UserError("type this"), "failed")],
 )  # fmt: skip
 def test_a_job_says_how_it_ended_and_slurm_sees_it(raised, state, node, tmp_path, monkeypatch):

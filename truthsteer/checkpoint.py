@@ -182,8 +182,8 @@ def require_cached(model: ModelConfig) -> None:
 
 def _not_cached(what: str) -> str:
     return (
-        f"{what} not on this machine, and nodes are offline. Type the same command without -m and the launcher, and with "
-        "stages=[prefetch], where there is a network; or hydra.launcher.offline=false if nodes have one."
+        f"{what} not on this machine, and nodes are offline. Type the same command without hydra/launcher and with "
+        "stages=[prefetch] where there is a network; or hydra.launcher.offline=false if nodes have one."
     )
 
 

@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any
 
 EXIT_USER_ERROR = 2
-REQUEUED = -1
-"""The exit code by which submitit ends a process whose job it has queued again."""
+REQUEUED = (-1, 144)
+"""Exit codes by which submitit ends a process whose job it has queued again: on Slurm, and on this machine."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Job:
             sys.stderr.write(f"truthsteer: {error}\n")
             sys.exit(EXIT_USER_ERROR)
         except SystemExit as error:
-            if error.code == REQUEUED:
+            if error.code in REQUEUED:
                 self._note("requeued")
             else:
                 self._note("failed", str(error.code))

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from truthsteer import slurm, sources, sweeps
 from truthsteer.cli import EXAMINED, explain, rejudged, remove_if_empty, set_hub_cache, to_config
-from truthsteer.config import Config, Stage, to_plain
+from truthsteer.config import ON_DEMAND, Config, Stage, to_plain
 from truthsteer.errors import UserError
 from truthsteer.runs import RECORD, folder_for, git_state
 from truthsteer.store import digest, read_json
@@ -178,8 +178,9 @@ def _planned(
 
 
 def _is_finished(run: Path, config: Config) -> bool:
-    """Whether the run has done all stages that are asked of it, under the code as it is now."""
-    if not (run / RECORD).is_file():
+    """Whether the run has done all stages that are asked of it, under the code as it is now. Downloads and a look at the
+    machine are done each time."""
+    if not (run / RECORD).is_file() or set(ON_DEMAND) & set(config.stages):
         return False
     record = read_json(run / RECORD)
     done = all(record["stages"].get(stage.value, {}).get("state") == "done" for stage in config.stages)

@@ -36,7 +36,7 @@ def queue(ids: Iterable[str]) -> dict[str, tuple[str, str]] | None:
         return None
     found = {}
     for line in done.stdout.splitlines():
-        job, state, reason, nodes = (cell.strip() for cell in line.split("|"))
+        job, state, reason, nodes = (cell.strip() for cell in line.split("|", 3))
         found[job] = (state, nodes or ("" if reason == "None" else reason))
     return found
 

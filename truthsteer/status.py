@@ -65,7 +65,7 @@ def show(sweep: Sweep) -> None:
 
 def _state(item: Doing) -> str:
     restarts = f", {sweeps.restarts(item)}" if item.restarts else ""
-    short = item.why if item.state in (State.queued, State.running, State.ended) else ""
+    short = item.why if item.state in (*ALIVE, State.ended) else ""
     return f"{item.state}{f' ({short})' if short else ''}{restarts}"
 
 

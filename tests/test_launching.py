@@ -361,7 +361,9 @@ def test_a_job_stops_if_the_code_was_changed_while_it_was_queued(node, tmp_path,
 
 @pytest.mark.parametrize(
     ("raised", "state"),
-    [(None, "finished"), (ValueError("no"), "failed"), (SystemExit(-1), "requeued"), (SystemExit(144), "requeued"), (SystemExit("often"), "failed"),
+    [
+        (None, "finished"), (ValueError("no"), "failed"), (SystemExit(-1), "requeued"), (SystemExit(144), "requeued"),
+        (SystemExit("often"), "failed"),
      (KeyboardInterrupt(), "interrupted"), (UserError("type this"), "failed")],
 )  # fmt: skip
 def test_a_job_says_how_it_ended_and_slurm_sees_it(raised, state, node, tmp_path, monkeypatch):

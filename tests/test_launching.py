@@ -328,6 +328,7 @@ def test_so_many_processes_run_at_once_as_there_are_gpus_for(gpus, devices, at_o
             return Process()
 
     monkeypatch.setattr(submitting, "_executor", lambda kind, launcher: Executor())
+    sweep.path.mkdir(parents=True)
     pool = submitting.Pool(sweep, sweep.jobs, offline=False)
     pool.fill()
     pool.fill()
@@ -350,7 +351,7 @@ def node(tmp_path, monkeypatch) -> Path:
 def test_a_job_stops_if_the_code_was_changed_while_it_was_queued(node, tmp_path, capsys):
     before = {**sources.files(), "truthsteer/gone.py": "0" * 16}
     with pytest.raises(SystemExit) as stopped:
-        Job("NAME", {}, [], before, str(node), str(tmp_path), offline=False)()
+        Job("truthsteer resume NAME", {}, [], before, str(node), str(tmp_path), offline=False)()
     assert stopped.value.code == 2
     said = json.loads(node.read_text())
     assert (said["state"], said["id"], said["traceback"]) == ("failed", "9", None)
@@ -362,17 +363,22 @@ def test_a_job_stops_if_the_code_was_changed_while_it_was_queued(node, tmp_path,
 @pytest.mark.parametrize(
     ("raised", "state"),
     [
-        (None, "finished"), (ValueError("no"), "failed"), (SystemExit(-1), "requeued"), (SystemExit(144), "requeued"),
-        (SystemExit("often"), "failed"),
-     (KeyboardInterrupt(), "interrupted"), (UserError("type this"), "failed")],
-)  # fmt: skip
+        (None, "finished"),
+        (ValueError("no"), "failed"),
+        (UserError("type this"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(-1), "requeued"),
+        (SystemExit(144), "requeued"),
+        (SystemExit("timed-out too many times"), "failed"),
+    ],
+)
 def test_a_job_says_how_it_ended_and_slurm_sees_it(raised, state, node, tmp_path, monkeypatch):
     def run(self):
         if raised is not None:
             raise raised
 
     monkeypatch.setattr(Job, "_run", run)
-    job = Job("NAME", {}, [], {}, str(node), str(tmp_path), offline=False)
+    job = Job("truthsteer resume NAME", {}, [], {}, str(node), str(tmp_path), offline=False)
     if raised is None:
         job()
     else:

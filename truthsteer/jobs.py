@@ -27,8 +27,8 @@ REQUEUED = (-1, 144)
 class Job:
     """One point of a sweep, as it travels to its node."""
 
-    sweep: str
-    """Name of the sweep, for messages."""
+    resume: str
+    """The command that submits it again, for messages."""
     config: dict[str, Any]
     """The checked config, plain."""
     overrides: list[str]
@@ -89,7 +89,7 @@ class Job:
             raise UserError(
                 f"truthsteer was changed after this job was submitted ({', '.join(changed[:3])}"
                 f"{f' and {len(changed) - 3} more files' if len(changed) > 3 else ''}). Nothing was computed. Type "
-                f"`truthsteer resume {self.sweep}` to run it with the code as it is now, or put the code back first."
+                f"`{self.resume}` to run it with the code as it is now, or put the code back first."
             )
         from truthsteer.cli import execute, from_plain, set_hub_cache
 

@@ -64,7 +64,7 @@ def launch(
         if lack is not None:
             lacks[job.number] = _of_job(job.number, job.overrides, lack)
     root = Path(configs[0].paths.root)
-    notes = _notes(jobs, root)
+    notes = _notes(kind, jobs, root)
     _show(jobs, notes, root)
     if any(config.dry_run for config in configs):
         for error in lacks.values():
@@ -75,7 +75,7 @@ def launch(
     todo = [job for job in jobs if not notes[job.number]]
     if kind == "slurm" and todo:
         slurm.require()
-    whole = [job for job in jobs if not notes[job.number].startswith("as job")]
+    whole = [job for job in jobs if not notes[job.number] or job.finished or job.same_as]
     name = sweeps.new_name([job.run for job in jobs])
     commit = git_state()["commit"]
     here, host = str(Path.cwd()), socket.gethostname()
@@ -103,7 +103,9 @@ def resume(sweep: Sweep, typed: Mapping[str, Any]) -> None:
     now = sweeps.doing(sweep)
     if any(item.state is State.unknown for item in now):
         where = f"on {sweep.host}, where it was started" if sweep.kind == "local" else "on a login node"
-        raise UserError(f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}.")
+        raise UserError(
+            f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}, or the sweep's own command again."
+        )
     todo = [job for job, item in zip(sweep.jobs, now, strict=True) if item.state not in (State.finished, *ALIVE)]
     for job in sweep.jobs:
         unknown = [key for key in typed if key not in job.launcher]
@@ -112,7 +114,7 @@ def resume(sweep: Sweep, typed: Mapping[str, Any]) -> None:
                 f"hydra.launcher.{unknown[0]} is not a key of this sweep. Its keys are: {', '.join(job.launcher)}."
             )
         job.launcher |= typed
-    elsewhere = _under_way(todo, Path(sweep.root), sweep.name)
+    elsewhere = _under_way(sweep.kind, todo, Path(sweep.root), sweep.name)
     for job in todo:
         if job.number in elsewhere:
             console().print(f"job {job.number} is under way in {elsewhere[job.number]}", highlight=False)
@@ -234,13 +236,13 @@ def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> Use
     return None
 
 
-def _notes(jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
+def _notes(kind: str, jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
     """Why a job is not submitted: number -> `finished`, `as job 0`, or where it is under way. Empty: it is."""
     first: dict[str, int] = {}
     for job in jobs:
         first.setdefault(job.run + job.share, job.number)
     own = [job for job in jobs if first[job.run + job.share] == job.number]
-    under_way = _under_way([job for job in own if not job.finished], root)
+    under_way = _under_way(kind, [job for job in own if not job.finished], root)
     notes: dict[int, str] = {}
     for job in jobs:
         same = first[job.run + job.share]
@@ -250,8 +252,9 @@ def _notes(jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
     return notes
 
 
-def _under_way(jobs: Sequence[SweepJob], root: Path, but: str = "") -> dict[int, str]:
-    """Jobs whose run is queued or running in another sweep, which they then stand for: number -> where."""
+def _under_way(kind: str, jobs: Sequence[SweepJob], root: Path, but: str = "") -> dict[int, str]:
+    """Jobs whose run is queued or running in another sweep: number -> where. They stand for those, if they can be waited for
+    together."""
     wanted = {job.run + job.share: job for job in jobs}
     found: dict[int, str] = {}
     for sweep in sweeps.all_of(root):
@@ -259,10 +262,12 @@ def _under_way(jobs: Sequence[SweepJob], root: Path, but: str = "") -> dict[int,
             continue
         for job, now in zip(sweep.jobs, sweeps.doing(sweep), strict=True):
             mine = wanted.get(job.run + job.share)
-            if mine is None or mine.number in found or now.state not in ALIVE:
+            lost = sweep.kind == "local" and now.state is State.unknown  # of a machine that may be gone
+            if mine is None or mine.number in found or now.state not in ALIVE or lost:
                 continue
-            mine.id, mine.outcome, mine.log = job.id, job.outcome, job.log
-            mine.same_as = f"{sweep.name}, job {job.number}"
+            if sweep.kind == kind:
+                mine.id, mine.outcome, mine.log = job.id, job.outcome, job.log
+                mine.same_as = f"{sweep.name}, job {job.number}"
             found[mine.number] = f"{now.state} as {job.id} ({sweep.name})"
     return found
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -23,7 +26,8 @@ LOCAL_TIMEOUTS = 100
 
 
 def _job(sweep: Sweep, job: SweepJob, offline: bool, devices: str | None = None) -> Job:
-    return Job(sweep.name, job.config, job.overrides, sweep.sources, job.outcome, sweep.folder, offline, devices)
+    resume = command("resume", sweep)
+    return Job(resume, job.config, job.overrides, sweep.sources, job.outcome, sweep.folder, offline, devices)
 
 
 def _executor(kind: str, launcher: Mapping[str, Any]) -> Any:
@@ -109,7 +113,8 @@ class Pool:
                 return
             job = self.waiting.pop(0)
             executor = _executor("local", job.launcher)
-            process = executor.submit(_job(self.sweep, job, self.offline, ",".join(devices)))
+            with _errors_to(self.sweep.path / "processes.log"):
+                process = executor.submit(_job(self.sweep, job, self.offline, ",".join(devices)))
             job.id, job.log = process.job_id, str(process.paths.stdout)
             self.running.append((process, devices))
             self.sweep.write()
@@ -129,6 +134,20 @@ class Pool:
         for process, _ in self.running:
             if not process.done():
                 process.cancel()
+
+
+@contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """Let what is started inside write its errors to a file: submitit's processes do not take Ctrl-C silently."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _devices() -> list[str]:

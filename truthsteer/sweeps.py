@@ -6,6 +6,7 @@ What a job is doing is read from the file that it writes itself and from the que
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -275,7 +276,8 @@ def last_line(job: SweepJob) -> str:
         if path.is_file():
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-                lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+                text = re.sub("[━╸╺]+", "", file.read().decode(errors="replace"))  # of progress bars
+                lines = [line.strip() for line in text.splitlines()]
             if any(lines):
                 return next(line for line in reversed(lines) if line)
     return ""

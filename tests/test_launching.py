@@ -402,7 +402,8 @@ keep_signal_here()
 child = os.fork()
 if child == 0:
     time.sleep(0.5)
-    os._exit(0)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # and so it is in what this child executes
+    os._exit(0 if signal.SIGUSR2 in blocked else 1)
 os.kill(child, signal.SIGUSR2)
 assert os.waitpid(child, 0)[1] == 0, "the child must not notice"
 try:

@@ -104,7 +104,8 @@ def resume(sweep: Sweep, typed: Mapping[str, Any]) -> None:
     if any(item.state is State.unknown for item in now):
         where = f"on {sweep.host}, where it was started" if sweep.kind == "local" else "on a login node"
         raise UserError(
-            f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}, or the sweep's own command again."
+            f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}, or the sweep's own "
+            "command again."
         )
     todo = [job for job, item in zip(sweep.jobs, now, strict=True) if item.state not in (State.finished, *ALIVE)]
     for job in sweep.jobs:

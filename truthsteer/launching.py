@@ -76,6 +76,8 @@ def launch(
     if kind == "slurm" and todo:
         slurm.require()
     whole = [job for job in jobs if not notes[job.number] or job.finished or job.same_as]
+    if not whole:  # all are under way, elsewhere and otherwise
+        return
     name = sweeps.new_name([job.run for job in jobs])
     commit = git_state()["commit"]
     here, host = str(Path.cwd()), socket.gethostname()
@@ -129,6 +131,7 @@ def resume(sweep: Sweep, typed: Mapping[str, Any]) -> None:
         if job.id is not None:
             job.earlier.append(job.id)
         job.id = job.log = None
+        job.same_as = ""
         job.outcome = str(sweep.path / f"{job.number}.json")
     sweep.sources, sweep.commit, sweep.host = sources.files(), git_state()["commit"], socket.gethostname()
     sweep.write()

@@ -31,8 +31,8 @@ stop() {
 
 down() {
   [ -d "$DIR" ] || return 0
-  if recorded slurmctld >/dev/null && recorded slurmd >/dev/null; then # a job's step outlives slurmd
-    local ids
+  local ids=''
+  if recorded slurmctld >/dev/null && recorded slurmd >/dev/null; then
     ids=$(timeout 10 squeue -h -o %A 2>/dev/null | sort -u || true)
     # shellcheck disable=SC2086
     [ -z "$ids" ] || timeout 10 scancel $ids 2>/dev/null || true
@@ -42,6 +42,11 @@ down() {
     done
   fi
   for name in slurmd slurmctld munged; do stop $name; done
+  for id in $ids; do # a job's step outlives the daemons, if it could not tell them that it has ended
+    for step in /proc/[0-9]*; do
+      [[ $(tr '\0' ' ' 2>/dev/null <"$step/cmdline" || true) != "slurmstepd: [$id."* ]] || kill -KILL "${step#/proc/}" || true
+    done
+  done
   if grep -q '# truthsteer-test$' /etc/hosts 2>/dev/null; then # in place: containers bind-mount it
     local kept
     kept=$(grep -v '# truthsteer-test$' /etc/hosts || true)

@@ -42,9 +42,15 @@ down() {
     done
   fi
   for name in slurmd slurmctld munged; do stop $name; done
-  for id in $ids; do # a job's step outlives the daemons, if it could not tell them that it has ended
-    for step in /proc/[0-9]*; do
-      [[ $(tr '\0' ' ' 2>/dev/null <"$step/cmdline" || true) != "slurmstepd: [$id."* ]] || kill -KILL "${step#/proc/}" || true
+  for process in /proc/[0-9]*; do # a job's step, and what it started, outlive the daemons
+    local environment command
+    environment=$(tr '\0' '\n' 2>/dev/null <"$process/environ" || true)
+    command=$(tr '\0' ' ' 2>/dev/null <"$process/cmdline" || true)
+    if [[ $environment == *"SLURM_CONF=$SLURM_CONF"* && $environment == *SLURM_JOB_ID=* ]]; then
+      kill -KILL "${process#/proc/}" 2>/dev/null || true
+    fi
+    for id in $ids; do
+      [[ $command != "slurmstepd: [$id."* ]] || kill -KILL "${process#/proc/}" 2>/dev/null || true
     done
   done
   if grep -q '# truthsteer-test$' /etc/hosts 2>/dev/null; then # in place: containers bind-mount it

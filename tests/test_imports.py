@@ -12,7 +12,7 @@ from conftest import REPO
 
 PACKAGE = REPO / "truthsteer"
 LAYERS = [
-    {"errors", "organism"},
+    {"errors", "organism", "sources"},
     {"files"},
     {"config", "records", "progress", "component", "results", "tables", "terminal"},
     {
@@ -51,7 +51,12 @@ LAYERS = [
     {"stages"},
     {"runs", "pipeline", "plan"},
     {"cli", "shards", "storekeeping", "__main__"},
-    {"audit", "seeds"},
+    {"audit", "seeds", "jobs", "slurm"},
+    {"sweeps"},
+    {"submitting"},
+    {"waiting"},
+    {"launching"},
+    {"status", "resume"},
 ]
 """From the bottom up: a module imports only from lower rows or its own."""
 HEAVY = {

@@ -33,6 +33,7 @@ from truthsteer.component import build, content
 from truthsteer.config import Config
 from truthsteer.decoding import Generated
 from truthsteer.errors import UserError
+from truthsteer.files import file_sha256
 from truthsteer.judge_model import ModelSpec, acquire, prefetch, release, weights
 from truthsteer.judges import finetuned, llm
 from truthsteer.judges.finetuned import Finetuned
@@ -43,7 +44,6 @@ from truthsteer.judges.reading import Reading, next_logprobs, verdict
 from truthsteer.model import LanguageModel
 from truthsteer.prompts import Branch
 from truthsteer.records import NO_COMMENT
-from truthsteer.store import file_sha256
 
 CPU = {"dtype": "fp32", "device": "cpu"}
 QUESTIONS = make_questions(6)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthsteer.errors import UserError
+from truthsteer.files import canonical, digest
 from truthsteer.records import (
     Capability,
     Choice,
@@ -26,7 +27,7 @@ from truthsteer.records import (
     from_json,
     to_json,
 )
-from truthsteer.store import JournalRow, Key, Store, canonical, digest, write_rows
+from truthsteer.store import JournalRow, Key, Store, write_rows
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 
 from truthsteer import storekeeping
 from truthsteer.errors import UserError
+from truthsteer.files import write_json
 from truthsteer.records import Verdict
-from truthsteer.store import Key, Store, write_json, write_rows
+from truthsteer.store import Key, Store, write_rows
 
 DAY = 24 * 3600
 NEEDED, UNUSED = Key.of("verdicts", 1, x=1), Key.of("verdicts", 1, x=2)

@@ -32,6 +32,7 @@ def test_the_wheel_holds_what_a_run_needs(wheel):
         "truthsteer/conf/config.yaml",
         "truthsteer/conf/model/gemma3_27b.yaml",
         "truthsteer/conf/hydra/launcher/slurm.yaml",
+        "hydra_plugins/truthsteer_launcher/__init__.py",
         "truthsteer/organism/weights/model.safetensors",
         "truthsteer/organism/weights/questions.csv",
         "truthsteer/templates/report.html.j2",
@@ -73,3 +74,9 @@ def test_the_wheel_runs_elsewhere(wheel, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (work / "multirun" / "elsewhere" / "run.json").exists()
+    jobs = subprocess.run(
+        [str(site / "bin" / "truthsteer"), "-m", "hydra/launcher=slurm", "model=gemma3_12b,gemma3_27b", "dry_run=true"],
+        capture_output=True, text=True, cwd=work, env=env, timeout=60,
+    )  # fmt: skip
+    assert jobs.returncode == 0, jobs.stderr
+    assert jobs.stdout.count("to do") == 2

@@ -15,9 +15,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from truthsteer.errors import UserError
+from truthsteer.files import read_json, write_json
 from truthsteer.pairs import Pair
 from truthsteer.records import Question, from_json, to_json
-from truthsteer.store import read_json, write_json
 
 
 class Loss(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any
 
 from truthsteer.config import EMBEDDED, ModelConfig
 from truthsteer.errors import UserError
-from truthsteer.files import digest, file_sha256, remembered, write_json
+from truthsteer.files import digest, file_sha256, read_json, remembered, write_json
 from truthsteer.organism import WEIGHTS
 
 SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".py")
@@ -155,6 +155,36 @@ def fingerprint(folder: Path, memory: Path | None = None) -> str:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_json(memory, known | fresh)
     return digest(found)
+
+
+def require_cached(model: ModelConfig) -> None:
+    """Raise unless the checkpoint is on this machine, whole as far as its index tells. Asks no network.
+
+    Raises:
+        UserError: no such folder; or the hub's cache lacks it or a part of it.
+    """
+    folder = folder_of(model)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        assert model.id is not None
+        try:
+            folder = Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise UserError(_not_cached(f"{model.id} is")) from error
+    index = folder / "model.safetensors.index.json"
+    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    lacking = [name for name in ("config.json", *sorted(shards)) if not (folder / name).is_file()]
+    if lacking:
+        raise UserError(_not_cached(f"{lacking[0]} of {model.id or model.path} is"))
+
+
+def _not_cached(what: str) -> str:
+    return (
+        f"{what} not on this machine, and nodes are offline. Type the same command without hydra/launcher and with "
+        "stages=[prefetch] where there is a network; or hydra.launcher.offline=false if nodes have one."
+    )
 
 
 def prefetch(model: ModelConfig) -> Checkpoint:

@@ -2,7 +2,7 @@
 
     truthsteer KEY=VALUE ...          one run
     truthsteer -m KEY=A,B ...         a sweep
-    truthsteer store list             what `COMMANDS` names
+    truthsteer COMMAND ...            another command, see `COMMANDS`
 
 No torch here, so that `--cfg job`, a misspelt key and tab completion answer at once.
 """
@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -45,8 +45,8 @@ log = logging.getLogger("truthsteer")
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-COMMANDS = {"store": "truthsteer.storekeeping"}
-"""First word -> the module whose `main(arguments)` answers it."""
+COMMANDS = {"status": "truthsteer.status", "resume": "truthsteer.resume", "store": "truthsteer.storekeeping"}
+"""What may be typed first instead of KEY=VALUE -> the module whose `main` takes the rest."""
 SEVERAL = ("judge", "method")
 """Groups of which several options can be chosen at once."""
 EXAMINED = "examined"
@@ -77,7 +77,7 @@ def conf_dir() -> Path:
 def main() -> None:
     """Entry point of `truthsteer` and `python -m truthsteer`."""
     with ends_well():
-        if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        if sys.argv[1:] and _command(sys.argv[1]):
             import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         else:
             _compose()
@@ -154,6 +154,20 @@ def _compose() -> None:
         raise refused[0]
 
 
+def _command(word: str) -> bool:
+    """Whether the first word typed is another command.
+
+    Raises:
+        UserError: it is a word of its own, and not one of them.
+    """
+    if word in COMMANDS or not re.fullmatch(r"[A-Za-z_]\w*", word):
+        return word in COMMANDS
+    raise UserError(
+        f"'{word}' is neither an override nor a command. {did_you_mean(word, COMMANDS)}Type KEY=VALUE, or one of "
+        f"{', '.join(COMMANDS)}; --help says more."
+    )
+
+
 def _quoted_null(argument: str) -> str:
     """A prompt preset is called by YAML's word for nothing: quoted for those who type it plainly.
 
@@ -183,6 +197,9 @@ def _task(cfg: DictConfig) -> None:
         log.setLevel(logging.DEBUG)
     set_hub_cache(config.paths.hf_cache)
     hydra_config = HydraConfig.get()
+    launcher = [word for word in hydra_config.overrides.hydra if word.startswith("hydra/launcher=")]
+    if hydra_config.mode is RunMode.RUN and launcher:
+        raise UserError(f"{launcher[0]} is used by sweeps only. Type -m with it, also for a single run.")
     scratch = Path(hydra_config.runtime.output_dir)
     try:
         if hydra_config.mode is RunMode.MULTIRUN and Stage.doctor in config.stages:
@@ -192,7 +209,7 @@ def _task(cfg: DictConfig) -> None:
             (scratch / EXAMINED).write_text(str(folder_for(config).resolve()), encoding="utf-8")
         execute(config, list(hydra_config.overrides.task))
     finally:
-        _remove_if_empty(scratch)
+        remove_if_empty(scratch)
 
 
 class Sweep(Callback):
@@ -215,7 +232,7 @@ class Sweep(Callback):
         if Sweep.folder is None:
             return
         from truthsteer import numerics_text, preflight
-        from truthsteer.store import read_json
+        from truthsteer.files import read_json
         from truthsteer.terminal import table
 
         reports = []
@@ -224,7 +241,7 @@ class Sweep(Callback):
             if report.exists() and report.stat().st_mtime >= mark.stat().st_mtime and report not in reports:
                 reports.append(report)
             mark.unlink()
-            _remove_if_empty(mark.parent)
+            remove_if_empty(mark.parent)
         if reports:
             columns = numerics_text.rates_table([read_json(report) for report in reports])
             console().print(table("Numerics", numerics_text.RATES_CAPTION, columns))
@@ -271,6 +288,13 @@ def to_config(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
+
+
+def from_plain(plain: Mapping[str, Any]) -> Config:
+    """The checked config that a record holds."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), dict(plain))
+    assert isinstance(merged, DictConfig)
+    return to_config(merged)
 
 
 def _refuse_unknown(node: DictConfig, schema: type[Any], prefix: str) -> None:
@@ -382,7 +406,7 @@ def set_hub_cache(folder: str | None) -> None:
         os.environ["HF_HOME"] = str(Path(folder).expanduser().resolve())
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Hydra makes a scratch folder for every start; leave none behind."""
     for path in (folder, folder.parent):
         try:

@@ -18,12 +18,12 @@ from typing import Any
 from truthsteer.config import EMBEDDED, DataConfig, DataSource
 from truthsteer.duplicates import group_near_duplicates
 from truthsteer.errors import UserError
+from truthsteer.files import canonical, file_sha256
 from truthsteer.organism import QUESTIONS
 from truthsteer.records import Question, Splits
 from truthsteer.splits import POOL, TEST
 from truthsteer.splits import leaks as leaks
 from truthsteer.splits import split as split_questions
-from truthsteer.store import canonical, file_sha256
 from truthsteer.tables import csv_records, decode, read_bytes
 
 TYPE, CATEGORY, QUESTION, BEST = "Type", "Category", "Question", "Best Answer"

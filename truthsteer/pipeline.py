@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from truthsteer import baselines, data, preflight
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.checkpoint import prefetch as prefetch_checkpoint
 from truthsteer.config import Config, Stage, identity
+from truthsteer.errors import UserError
 from truthsteer.files import digest, disk_error, file_sha256, read_json
 from truthsteer.records import (
     Capability,
@@ -81,11 +83,13 @@ def _recorded(config: Config, overrides: list[str], checkpoint: Checkpoint | Non
     handler = _log_to(folder / (f"shard-{config.shard}.log" if config.shard else "log.txt"))
     try:
         summary = _walk(ws, record)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: queued again, at a time limit or a preemption
         with suppress(OSError):
             record.finish("interrupted")
         raise
     except Exception as error:
+        if not isinstance(error, UserError):
+            record.data["traceback"] = traceback.format_exc()
         with suppress(OSError):  # where the disk is full, that is what `error` says
             record.finish("failed", f"{type(error).__name__}: {error}")
         log.debug("failed", exc_info=True)

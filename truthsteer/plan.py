@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,19 +27,36 @@ _TOO_LONG = {
 }
 
 
-def show_plan(config: Config) -> None:
-    """Build every component, check what needs no weights, and print the plan.
+def check(config: Config, deal: bool = True) -> tuple[Path, Workspace, tuple[Splits, ...] | None]:
+    """Build every component and check what needs no weights.
+
+    Args:
+        config: the run's.
+        deal: read questions that are in a file, and deal them.
+
+    Returns:
+        The run's folder, its parts, and its splits where they are known.
 
     Raises:
         UserError: whatever the run itself would refuse before loading weights.
     """
-    out = Console()
     folder = folder_for(config)
     ws = Workspace(config, folder)
     if config.model.path is not None:
         folder_of(config.model)
-    local = config.data.source is DataSource.csv
-    splits = tuple(from_json(Splits, fold) for fold in ws.deal()["folds"]) if local else None
+    gauge.check(ws)
+    known = deal and config.data.source is DataSource.csv
+    return folder, ws, tuple(from_json(Splits, fold) for fold in ws.deal()["folds"]) if known else None
+
+
+def show_plan(config: Config) -> None:
+    """Check a config, and print the plan.
+
+    Raises:
+        UserError: see `check`.
+    """
+    out = Console()
+    folder, ws, splits = check(config)
     out.print(f"run        {folder}", soft_wrap=True)
     out.print(f"model      {_model(config)}", soft_wrap=True, highlight=False)
     out.print(f"dtype      {_dtype(config)}", highlight=False)
@@ -67,7 +85,6 @@ def _missing(judge: Any) -> str:
 
 
 def _gauge(ws: Workspace) -> str:
-    gauge.check(ws)
     asked = ws.config.gauge
     items, left_out = ws.capability
     bad = f" ({len(left_out)} rows left out)" if left_out else ""

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from truthsteer import sources
 from truthsteer.config import Config, check_run_id, identity, to_plain
 from truthsteer.errors import UserError, did_you_mean
 from truthsteer.files import create_json, digest, read_json, remembered, write_json
@@ -163,7 +164,12 @@ class RunRecord:
             "stages": old.get("stages", {}),
             "facts": old.get("facts", {}),
             "artifacts": sorted(self._known),
-            "code": {**git_state(), "versions": _versions(), "python": platform.python_version()},
+            "code": {
+                **git_state(),
+                "sources": digest(sources.files()),
+                "versions": _versions(),
+                "python": platform.python_version(),
+            },
             "machine": {"platform": platform.platform(), "processors": os.cpu_count()},
             "writer": uuid.uuid4().hex,
         }

@@ -22,11 +22,11 @@ import numpy as np
 from truthsteer.cli import EXIT_USER_ERROR
 from truthsteer.config import TRANSIENT
 from truthsteer.errors import UserError
+from truthsteer.files import read_json, write_json
 from truthsteer.findings import bounds, change, value
 from truthsteer.rendering import visible
 from truthsteer.runs import find_run
 from truthsteer.stats import Z
-from truthsteer.store import read_json, write_json
 from truthsteer.summary import plain
 from truthsteer.terminal import console, needed, table
 

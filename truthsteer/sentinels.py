@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from truthsteer.abstention import is_abstention
+from truthsteer.files import digest
 from truthsteer.records import NO_COMMENT, Question, Sentinel
-from truthsteer.store import digest
 
 QUESTIONS = 100
 """So many questions are used at most: six verdicts each, of every judge."""

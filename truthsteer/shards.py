@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
 
-from omegaconf import OmegaConf
-
 from truthsteer.checkpoint import Checkpoint
 from truthsteer.config import Config, to_plain
 from truthsteer.errors import UserError
@@ -134,13 +132,13 @@ def _gpus() -> int:
 
 def main() -> None:
     """One shard, as `others` starts it."""
-    from truthsteer.cli import ends_well, to_config
+    from truthsteer.cli import ends_well, from_plain
     from truthsteer.pipeline import run
 
     asked = json.load(sys.stdin)
     with ends_well(quiet=True):
-        config = to_config(OmegaConf.merge(OmegaConf.structured(Config), asked["config"]))  # type: ignore[arg-type]
-        run(config, asked["overrides"], None if asked["checkpoint"] is None else Checkpoint(**asked["checkpoint"]))
+        weights = None if asked["checkpoint"] is None else Checkpoint(**asked["checkpoint"])
+        run(from_plain(asked["config"]), asked["overrides"], weights)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from truthsteer.capability import Item
 from truthsteer.checkpoint import Checkpoint, resolve
 from truthsteer.component import build, build_all
 from truthsteer.config import FEW_SHOT, Config, PromptConfig, Stage, check_layer, to_plain
+from truthsteer.files import digest, write_json
 from truthsteer.progress import Advance, progress_bar
 from truthsteer.prompts import few_shot, uses_chat
 from truthsteer.records import Question, Splits, from_json, to_json
-from truthsteer.store import Artifact, Key, Store, digest, write_json
+from truthsteer.store import Artifact, Key, Store
 
 if TYPE_CHECKING:
     from truthsteer.model import LanguageModel

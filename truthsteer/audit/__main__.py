@@ -20,7 +20,7 @@ from truthsteer.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, conf_dir, explain,
 from truthsteer.component import build_all, content
 from truthsteer.config import Config, Stage
 from truthsteer.errors import UserError
-from truthsteer.store import digest, write_json
+from truthsteer.files import digest, write_json
 from truthsteer.terminal import console
 
 VERSION = 1

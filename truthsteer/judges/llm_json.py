@@ -19,13 +19,13 @@ from truthsteer import judge_model
 from truthsteer.component import TRANSIENT
 from truthsteer.config import GenerationConfig
 from truthsteer.errors import UserError
+from truthsteer.files import canonical
 from truthsteer.judge_model import ModelSpec
 from truthsteer.judges.parsing import ParseStatus, parse_verdict
 from truthsteer.judges.quoting import QUOTED, Quote, chat_prompts, listed
 from truthsteer.judges.reading import longest_prompt
 from truthsteer.judges.references import true_references
 from truthsteer.records import Question, Verdict
-from truthsteer.store import canonical
 
 if TYPE_CHECKING:
     from truthsteer.decoding import Generated, Request

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from truthsteer.files import canonical
 from truthsteer.records import Verdict
-from truthsteer.store import canonical
 
 if TYPE_CHECKING:
     from truthsteer.model import LanguageModel

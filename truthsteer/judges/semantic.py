@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from truthsteer.component import TRANSIENT
 from truthsteer.errors import UserError
+from truthsteer.files import digest, file_sha256
 from truthsteer.judges.references import true_references
 from truthsteer.records import Question, Verdict
-from truthsteer.store import digest, file_sha256
 
 _DECIMALS = 6
 """Similarities are rounded: their last digits depend on which texts share a batch, and a tie must stay a

@@ -11,8 +11,8 @@ from typing import Any
 
 from truthsteer import preflight
 from truthsteer.config import Stage
+from truthsteer.files import write_json
 from truthsteer.numerics_text import lines
-from truthsteer.store import write_json
 from truthsteer.workspace import Workspace
 
 log = logging.getLogger("truthsteer")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from truthsteer import preflight
 from truthsteer.config import Stage, TooLong
+from truthsteer.files import write_json
 from truthsteer.journal import Journal, PublishedError
-from truthsteer.store import Artifact, Key, write_json
+from truthsteer.store import Artifact, Key
 from truthsteer.workspace import Workspace, questions_digest
 
 log = logging.getLogger("truthsteer")

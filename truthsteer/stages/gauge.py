@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from truthsteer import capability, neutral
 from truthsteer.conditions import Vectors, condition_inputs, injections, per_prompt, score_answers, vectors_of
 from truthsteer.config import PromptConfig, Stage
+from truthsteer.files import digest
 from truthsteer.records import MODEL_FREE, Capability, Condition, Splits
-from truthsteer.store import Artifact, JournalRow, Key, digest
+from truthsteer.store import Artifact, JournalRow, Key
 from truthsteer.workspace import Workspace
 
 NEUTRAL_VERSION = 1

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from truthsteer import baselines
 from truthsteer.conditions import Vectors, condition_inputs, injections, per_prompt, vectors_of
 from truthsteer.config import PromptConfig, Stage, to_plain
+from truthsteer.files import digest
 from truthsteer.records import Completion, Condition, Splits
-from truthsteer.store import Artifact, JournalRow, Key, digest
+from truthsteer.store import Artifact, JournalRow, Key
 from truthsteer.workspace import Workspace
 
 VERSION = 1

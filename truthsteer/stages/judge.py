@@ -10,10 +10,11 @@ from functools import partial
 
 from truthsteer.component import content
 from truthsteer.config import Stage
+from truthsteer.files import digest
 from truthsteer.judges import ROWS_AT_ONCE, by_model, released_after
 from truthsteer.records import Completion, Question, Sentinel
 from truthsteer.sentinels import sentinels
-from truthsteer.store import Artifact, JournalRow, Key, digest
+from truthsteer.store import Artifact, JournalRow, Key
 from truthsteer.workspace import Workspace, questions_digest
 
 VERSION = 2

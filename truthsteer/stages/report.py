@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from truthsteer import figures, metrics, rendering
+from truthsteer.files import write_json
 from truthsteer.metrics import Scores
 from truthsteer.records import ConditionKind, Question
 from truthsteer.rendering import table
 from truthsteer.results import Results
-from truthsteer.store import write_json
 from truthsteer.summary import plain, scores_of, summarise
 
 __all__ = ["Results", "run", "table"]

@@ -20,12 +20,13 @@ from truthsteer.bank import SteeringVector
 from truthsteer.component import content
 from truthsteer.conditions import choices_keys, score_choices
 from truthsteer.config import PromptConfig, Stage, to_plain
+from truthsteer.files import write_json
 from truthsteer.metrics import multiple_choice
 from truthsteer.multiplicity import max_t
 from truthsteer.prompts import Branch
 from truthsteer.records import ALL_STYLE, Choice, Condition, ConditionKind, Hit, Splits, to_json
 from truthsteer.selection import Cell, choose_cell, measure
-from truthsteer.store import Artifact, Key, write_json
+from truthsteer.store import Artifact, Key
 from truthsteer.workspace import Workspace, questions_digest
 
 VERSION = 3

@@ -1,17 +1,26 @@
-"""Progress bars on the terminal; nothing where there is none."""
+"""Progress: bars on the terminal, nothing where there is none; and a file, for those who ask from elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from truthsteer.files import write_json
 
 Advance = Callable[[int], None]
 """Called with the number of steps just done."""
 
 console = Console(stderr=True)
+
+FILE = "progress.json"
+"""In a run's folder: what is being done, how many steps of how many."""
+EVERY_S = 5.0
+"""Between two looks that the file allows."""
 
 
 @contextmanager
@@ -27,3 +36,19 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def on_file(advance: Advance, folder: Path, description: str, total: int) -> Advance:
+    """The same, that also keeps `FILE` in a folder, written now and then."""
+    done, next_time = 0, time.monotonic() + EVERY_S
+
+    def step(count: int) -> None:
+        nonlocal done, next_time
+        advance(count)
+        done += count
+        if time.monotonic() >= next_time:
+            with suppress(OSError):  # a full disk stops the run where something is lost by it, not here
+                write_json(folder / FILE, {"what": description, "done": done, "of": total})
+            next_time = time.monotonic() + EVERY_S
+
+    return step

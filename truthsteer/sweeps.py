@@ -17,9 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from truthsteer import slurm
+from truthsteer import progress, slurm
 from truthsteer.errors import UserError, did_you_mean
-from truthsteer.files import digest, read_json, write_json
+from truthsteer.files import digest, read_json, remembered, write_json
 from truthsteer.runs import RECORD
 
 FOLDER = ".sweeps"
@@ -259,7 +259,7 @@ def _alive(pid: str) -> bool:
 
 
 def stage(job: SweepJob) -> str:
-    """How far its run has come, from run.json: `generate, 3 of 7 stages done`."""
+    """How far its run has come, by its own files: `generate, 3 of 7 done; generate: answers 320/964`."""
     path = Path(job.run) / RECORD
     if not path.is_file():
         return ""
@@ -267,7 +267,12 @@ def stage(job: SweepJob) -> str:
     wanted = job.config["stages"]
     done = sum(stages.get(name, {}).get("state") == "done" for name in wanted)
     now = [name for name in wanted if stages.get(name, {}).get("state") == "running"]
-    return f"{now[0]}, {done} of {len(wanted)} done" if now else f"{done} of {len(wanted)} done"
+    if not now:
+        return f"{done} of {len(wanted)} done"
+    step = remembered(path.with_name(progress.FILE))
+    begun = step is not None and str(step["what"]).startswith(now[0])
+    within = f"; {step['what']} {step['done']}/{step['of']}" if step is not None and begun else ""
+    return f"{now[0]}, {done} of {len(wanted)} done{within}"
 
 
 def last_line(job: SweepJob) -> str:

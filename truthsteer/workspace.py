@@ -19,7 +19,7 @@ from truthsteer.checkpoint import Checkpoint, resolve
 from truthsteer.component import build, build_all
 from truthsteer.config import FEW_SHOT, Config, PromptConfig, Stage, check_layer, to_plain
 from truthsteer.files import digest, write_json
-from truthsteer.progress import Advance, progress_bar
+from truthsteer.progress import Advance, on_file, progress_bar
 from truthsteer.prompts import few_shot, uses_chat
 from truthsteer.records import Question, Splits, from_json, to_json
 from truthsteer.store import Artifact, Key, Store
@@ -219,7 +219,7 @@ class Workspace:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Advance]:
         with progress_bar(description, total) as advance:
-            yield advance
+            yield advance if self.config.shard else on_file(advance, self.folder, description, total)
 
 
 def questions_digest(questions: tuple[Question, ...]) -> str:

@@ -2,7 +2,7 @@
 # make run ARGS="model=gemma3_4b dry_run=true"
 # make test                       install the test tools if needed, then run the tests, two files at a time (ARGS="-k conf")
 # make lint                       ruff and mypy
-# make bench                      the benches, with their peers in an environment of their own; BENCH=generation for one
+# make bench                      the benches beside their peers, in an environment of their own; BENCH=roofline for one
 # make clean                      remove .venv, caches and build output; never results
 # Needs Python 3.11 to 3.13 and pip; PYTHON=python3.12 picks the interpreter.
 

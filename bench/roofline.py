@@ -27,8 +27,8 @@ from truthsteer.branching import shared
 from truthsteer.model import LanguageModel
 from truthsteer.sizes import of_model
 
-ROWS = 2048
-"""Of the matrix product that is timed; its other sides are those of the model's widest matrix, or as large as this."""
+SIDE, SIDE_ON_GPU = 2048, 8192
+"""Of the square matrices whose product is timed: as large as it takes for the rate to be the machine's."""
 
 COPIED = 2**28
 """Bytes of the copy that is timed: more than any cache holds."""
@@ -47,12 +47,13 @@ class Rates:
 def rates(options: argparse.Namespace) -> Rates:
     """The best of several tries of each."""
     dtype = material.DTYPES[material.policy(options).weights]
-    a, b = (torch.randn(ROWS, ROWS, device=options.device).to(dtype) for _ in range(2))
+    side = SIDE_ON_GPU if options.device.startswith("cuda") else SIDE
+    a, b = (torch.randn(side, side, device=options.device).to(dtype) for _ in range(2))
     source = torch.ones(COPIED // 4, device=options.device)
     target = torch.empty_like(source)
     product = best(options, lambda: torch.mm(a, b))
     copy = best(options, lambda: target.copy_(source))
-    return Rates(2 * ROWS**3 / product, 2 * COPIED / copy)
+    return Rates(2 * side**3 / product, 2 * COPIED / copy)
 
 
 def best(options: argparse.Namespace, work: object, tries: int = 10) -> float:
@@ -82,7 +83,7 @@ class Need:
 
 
 def needed(sequences: Iterable[tuple[int, ...]], predicted: int, window: int | None, readings: int = 1) -> Need:
-    """Counts over the prefix tree of all sequences."""
+    """Counts over the prefix tree of all sequences, as if all layers had the window: no layer sees less."""
     ordered = sorted(set(sequences))
     starts = [0, *(shared(a, b) for a, b in pairwise(ordered))]
     new = [(start, len(tokens)) for start, tokens in zip(starts, ordered, strict=True)]
@@ -206,7 +207,7 @@ def main() -> None:
             found = work()
             least = least_seconds(lm, found.layers, found.need, machine)
             shares.append((least / found.seconds, found, least, machine))
-        share, found, least, machine = sorted(shares, key=lambda item: item[0])[len(shares) // 2]
+        share, found, least, machine = sorted(shares, key=lambda item: item[0])[(len(shares) - 1) // 2]
         print(
             f"{found.name:48} {found.seconds:8.2f} {least:7.2f} {share:8.0%} {found.need.tokens:7} "
             f"{found.computed / found.need.tokens:8.2f}x   ({machine.operations / 1e9:.0f} Gflop/s, "

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truthsteer import branching, scoring
-from truthsteer.branching import Brancher
+from truthsteer.branching import Brancher, alike
 from truthsteer.config import DtypeConfig, Residual
 from truthsteer.hooks import Injection, RowSteering
 from truthsteer.model import LanguageModel
@@ -66,7 +66,9 @@ def alone(lm: LanguageModel, branch: Branch, answer: tuple[int, ...], injection:
 def test_answers_score_as_their_texts_do_alone(family, window, prefix, tokenizer):
     lm, asked = with_window(family, tokenizer, window), branches(prefix)
     conditions = [None, Injection(1, torch.randn(lm.hidden_size, generator=torch.Generator().manual_seed(1)), 1.5)]
-    for _, unit in score(lm, asked, conditions, batch_tokens=600):
+    for _, unit in list(
+        score(lm, asked, conditions, batch_tokens=600)
+    ):  # its hooks are gone before any text is read alone
         for item in unit:
             branch = asked[item.branch]
             wanted = alone(lm, branch, branch.continuations[item.continuation], conditions[item.condition])
@@ -83,7 +85,7 @@ def test_positions_may_be_multiplied_by_the_head_in_any_number_at_once(tokenizer
 
 
 TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
-TREES = st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=4, unique=True)), min_size=1, max_size=12)
+TREES = st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=12)
 
 
 def walked(lm: LanguageModel, asked: list[Branch], conditions: list, budget: int, whole: bool) -> list[tuple]:
@@ -106,15 +108,20 @@ def walked(lm: LanguageModel, asked: list[Branch], conditions: list, budget: int
 
 
 @settings(deadline=None, max_examples=40)
-@given(TREES, st.integers(1, 3), st.integers(1, 120), st.booleans())
-def test_a_pass_holds_every_text_once(one_model, trees, copies, budget, whole):
-    asked = [Branch(context, tuple(continuations)) for context, continuations in trees]
+@given(TREES, st.integers(1, 3), st.integers(1, 200), st.booleans(), st.booleans(), st.booleans())
+def test_a_pass_holds_every_text_once(one_model, trees, copies, budget, whole, steers, prefixed):
+    prefix = tuple(range(100, 120)) if prefixed else ()
+    asked = [Branch((*prefix, *context), tuple(continuations)) for context, continuations in trees]
+    conditions = [None] * (copies - steers) + [Injection(1, torch.ones(one_model.hidden_size), 1.0)] * steers
+    held = len(branching.common_prefix([branch.context[:-1] for branch in asked]))
     seen = Counter()
-    for unit, step, ids in walked(one_model, asked, [None] * copies, budget, whole):
-        block = ids[: len(ids) // len(unit.conditions)].reshape(-1)
-        assert step.block == len(block)
-        rows = max(1, len(ids) // len(unit.conditions))
-        assert len(ids) * ids.shape[1] <= budget or rows == 1, "more than the budget only where one row needs it"
+    for unit, step, ids in walked(one_model, asked, conditions, budget, whole):
+        block = ids.reshape(-1)[: step.block]
+        rows = step.block // ids.shape[1]
+        assert len(ids) in (rows, rows * len(unit.conditions)), "one block, or one for each condition"
+        slots = rows * len(unit.conditions) * (held + ids.shape[1])
+        one = rows == 1 and len({path.branch for path in step.paths}) == 1
+        assert slots <= budget or one, "more than the budget only where one branch needs it"
         for path in step.paths:
             text = asked[path.branch].continuations[path.continuation]
             text = text if whole else text[:-1]
@@ -148,7 +155,7 @@ def test_a_large_branch_is_cut_and_its_context_repeated(one_model, monkeypatch):
     assert len({id(unit) for unit, _, _ in found}) == 1, "what reads a branch reads it whole"
     assert sum(len(step.paths) for _, step, _ in found) == 8
     assert all(ids.numel() <= 24 for _, _, ids in found)
-    [(_, unit)] = score(one_model, asked, [None], batch_tokens=24)
+    [(_, unit)] = list(score(one_model, asked, [None], batch_tokens=24))
     for item in unit:
         assert item.logprob == pytest.approx(
             alone(one_model, asked[0], asked[0].continuations[item.continuation], None), abs=2e-4
@@ -180,7 +187,7 @@ def test_what_is_not_finite_stays_with_its_own_text(family, tokenizer):
 def test_eager_attention_sees_the_same(family, tokenizer):
     lm, asked = with_window(family, tokenizer, 12), branches(20)
     lm.model.set_attn_implementation("eager")
-    for _, unit in score(lm, asked, [None]):
+    for _, unit in list(score(lm, asked, [None])):
         for item in unit:
             wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
             assert item.logprob == pytest.approx(wanted, abs=2e-4)
@@ -189,7 +196,7 @@ def test_eager_attention_sees_the_same(family, tokenizer):
 @pytest.mark.parametrize("prefix", [0, 20], ids=["no prefix", "prefix"])
 def test_attention_that_takes_no_mask_reads_each_text_alone(prefix, tokenizer, monkeypatch):
     lm, asked = with_window("gemma3", tokenizer, 12), branches(prefix)
-    monkeypatch.setattr(LanguageModel, "any_mask", False)
+    monkeypatch.setattr(lm, "any_mask", False)
     forward = lm.forward
 
     def unmasked(*given, mask=None, **more):
@@ -197,7 +204,7 @@ def test_attention_that_takes_no_mask_reads_each_text_alone(prefix, tokenizer, m
         return forward(*given, **more)
 
     monkeypatch.setattr(lm, "forward", unmasked)
-    for _, unit in score(lm, asked, [None], batch_tokens=200):
+    for _, unit in list(score(lm, asked, [None], batch_tokens=200)):
         for item in unit:
             wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
             assert item.logprob == pytest.approx(wanted, abs=2e-4)
@@ -239,3 +246,93 @@ def test_what_shares_a_batch_changes_a_score_by_rounding_alone(family, dtype, to
         assert max(abs(found[key] - wanted[key]) for key in wanted) <= BOUND[dtype]
     alone = {key: value for place in range(12) for key, value in scored([place], 8192).items()}
     assert max(abs(alone[key] - wanted[key]) for key in wanted) <= BOUND[dtype]
+
+
+def test_a_context_that_is_long_is_not_repeated_for_its_answers(one_model):
+    """Only what follows it counts towards the tokens at which a branch is cut."""
+    contexts = (tuple(range(3, 1203)), tuple(range(4, 1204)))  # that begin otherwise
+    asked = [Branch(context, tuple((1300 + place, 5, 6, 7) for place in range(8))) for context in contexts]
+    [(_, step, ids)] = walked(one_model, asked, [None], 8192, whole=True)
+    assert list(ids.shape) == [2, 1200 + 8 * 4]
+    assert len(step.paths) == 16
+
+
+def test_a_row_that_is_not_finite_is_done_again_and_no_other(one_model, monkeypatch):
+    monkeypatch.setattr(branching, "ROW", 40)
+    asked = branches()
+    bad = 1710
+    asked[3] = Branch(asked[3].context, (asked[3].continuations[0], (bad, 5, 6), asked[3].continuations[2]))
+    weight = one_model.model.get_input_embeddings().weight
+    before = weight[bad].clone()
+    with torch.no_grad():
+        weight[bad] = float("inf")
+    found = walked(one_model, asked, [None], 8192, whole=True)
+    with torch.no_grad():
+        weight[bad] = before
+    (_, first, ids), (_, again, _) = found
+    assert len(ids) > 3
+    assert {path.branch for path in first.paths}.isdisjoint({path.branch for path in again.paths})
+    assert len(first.paths) + len(again.paths) == 36
+    assert len(again.paths) < 12
+
+
+@pytest.mark.parametrize("kinds", [None, ["full_attention"] * 4], ids=["all layers alike", "said to be full"])
+def test_a_window_that_no_kind_of_layer_is_said_to_have(kinds, tokenizer):
+    """Mistral's layers all have it, whatever the config says of their kinds."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=1714, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=9,
+    )  # fmt: skip
+    config.layer_types = kinds
+    lm, asked = LanguageModel(MistralForCausalLM(config), tokenizer), branches(20)
+    for _, unit in list(score(lm, asked, [None])):
+        for item in unit:
+            wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
+            assert item.logprob == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_decoder_that_takes_no_mask_is_found_out(refuses, tokenizer, monkeypatch):
+    model = build("gemma3")
+    decoder = model.get_decoder()
+    forward = decoder.forward
+
+    def own_mask(*given, attention_mask=None, **more):
+        if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
+            if refuses:
+                raise ValueError("attention_mask must have two dimensions")
+            attention_mask = None
+        return forward(*given, attention_mask=attention_mask, **more)
+
+    monkeypatch.setattr(decoder, "forward", own_mask)
+    lm, asked = LanguageModel(model, tokenizer), branches(20)
+    assert not lm.any_mask
+    for _, unit in list(score(lm, asked, [None])):
+        for item in unit:
+            wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)
+            assert item.logprob == pytest.approx(wanted, abs=2e-4)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40).map(tuple), min_size=1, max_size=12))
+def test_every_text_is_in_one_group_and_begins_as_it_does(texts):
+    texts = sorted(texts)
+    groups = alike(texts, 2)
+    assert [place for first, last, _ in groups for place in range(first, last)] == list(range(len(texts)))
+    for first, last, shared in groups:
+        assert 0 <= shared <= len(texts[first])
+        assert len({text[:shared] for text in texts[first:last]}) == 1
+
+
+def test_groups_end_where_texts_share_less():
+    orders = [
+        (1, *question, *lists, *answer)
+        for question in ((2,) * 9, (3,) * 9)
+        for lists in ((4,) * 9, (5,) * 9)
+        for answer in ((6,), (7,))
+    ]
+    assert alike(sorted(orders), 5) == [(0, 2, 19), (2, 4, 19), (4, 6, 19), (6, 8, 19)]
+    assert alike([(1, 2), (1, 3)], 3) == [(0, 1, 2), (1, 2, 2)]
+    assert alike([], 3) == []

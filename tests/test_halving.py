@@ -69,8 +69,9 @@ def test_activations_are_the_same(lm, monkeypatch):
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4)
 
 
-def test_answers_are_the_same(lm, monkeypatch):
-    requests = [Request(branch.context, place % 2) for place, branch in enumerate(branches())]
+@pytest.mark.parametrize("prefix", [0, 20], ids=["no prefix", "prefix"])
+def test_answers_are_the_same(lm, monkeypatch, prefix):
+    requests = [Request(branch.context, place % 2) for place, branch in enumerate(branches(prefix))]
 
     def answers() -> list:
         config = GenerationConfig(max_new_tokens=4)
@@ -79,6 +80,27 @@ def test_answers_are_the_same(lm, monkeypatch):
     wanted = answers()
     small(lm, monkeypatch, 100)
     assert answers() == wanted
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_beginning_that_memory_did_not_suffice_for_is_computed_again(lm, monkeypatch, layer):
+    requests = [Request(branch.context, place % 2) for place, branch in enumerate(branches(20))]
+
+    def answers() -> list:
+        config = GenerationConfig(max_new_tokens=4)
+        return list(decode(lm, requests, conditions(lm), config=config, stop=()))
+
+    wanted, failed = answers(), []
+
+    def fail_once(*_):
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = lm.layers[layer].register_forward_pre_hook(fail_once)
+    assert answers() == wanted
+    assert failed
+    handle.remove()
 
 
 def test_a_unit_is_halved_until_it_is_one_question_under_one_condition():

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,3 +257,16 @@ def test_a_folder_without_its_record_is_not_an_artifact(tmp_path):
 def test_rows_stand_in_their_order_whatever_order_they_came_in(tmp_path):
     (made,) = Store(tmp_path).make_rows([Key.of("rows", 1)], {}, work({0: [(0, 2), (0, 0)], 1: [(0, 1)]}, None, []))
     assert [row.value for row in made.rows(Number)] == [0, 1, 2]
+
+
+def test_a_record_may_hold_numpy_numbers(tmp_path):
+    """A judge of somebody else's may give a mean of numpy."""
+    from truthsteer.records import Verdict, to_json
+
+    assert to_json(Verdict("q", "ok", {"x": np.float32(0.5), "y": np.float64(0.25), "z": np.int64(1)}))["scores"] == {
+        "x": 0.5,
+        "y": 0.25,
+        "z": 1,
+    }
+    with pytest.raises(TypeError, match="complex cannot be kept in a record"):
+        to_json(Verdict("q", "ok", {"x": 1j}))

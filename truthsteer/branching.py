@@ -6,18 +6,20 @@ once, and an attention mask lets every token see its own text's beginning and no
 2024, arXiv:2305.09781). So next to nothing is padded or computed twice. Many conditions fill one batch, the same rows each,
 and share what is computed below the lowest layer that one of them steers.
 
-A number that is not finite would reach its whole row, since what is masked is multiplied by zero: such a pass is done again
-with a row for each text, as is everything where the attention takes no mask of its own (flash_attention_2).
+A number that is not finite would reach its whole row, since what is masked is multiplied by zero: such rows are done again
+with a row for each text. So is everything where the attention takes no mask of its own (flash_attention_2), which is slower.
 
-Units depend only on the branches, the number of conditions and the token budget, never on what was done before nor on the
-device.
+Units depend only on the branches, the number of conditions, the token budget and the kind of attention, never on what was done
+before nor on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -119,15 +121,13 @@ class _Row:
     def layout(self, start: int) -> tuple[Tensor, Tensor]:
         """Each token's position, [tokens], when `start` tokens come before the row; which tokens it sees, [tokens, tokens]."""
         size = len(self.tokens)
-        positions, sees = torch.empty(size, dtype=torch.long), torch.zeros(size, size, dtype=torch.bool)
+        sees = np.eye(size, dtype=bool)
         depths: list[int] = []
         for node, parent in enumerate(self.parents):
             depths.append(depths[parent] + 1 if parent >= 0 else start)
             if parent >= 0:
-                sees[node] = sees[parent]
-            sees[node, node] = True
-        positions[:] = torch.tensor(depths)
-        return positions, sees
+                sees[node, :node] = sees[parent, :node]
+        return torch.tensor(depths), torch.from_numpy(sees)
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,9 @@ class Brancher:
         self._branches = branches
         self._steering = steering
         self._budget = batch_tokens
-        self._prefix = common_prefix([branch.context[:-1] for branch in branches])
+        self._prefix = common_prefix([branch.context[:-1] for branch in branches]) if lm.only_attends else ()
         self._prefix_cache: tuple[tuple[int, ...], DynamicCache] | None = None
         self.units = self._plan(conditions)
-        self.tokens = 0
-        """Token positions computed so far, pads included."""
 
     def _plan(self, conditions: int) -> list[Unit]:
         every = range(len(self._branches))
@@ -207,20 +205,26 @@ class Brancher:
         for first in range(0, len(rows), fits):
             own = rows[first : first + fits]
             step = self._pass(unit.conditions, own)
-            reached = step.hidden if state is None else state()
-            assert reached is not None
-            if self._lm.any_mask and not _finite(step, reached):
-                alone = sorted(_alone(own), key=lambda row: -len(row.tokens))
-                for place in range(0, len(alone), fits):
-                    yield self._pass(unit.conditions, alone[place : place + fits], masked=False)
-            else:
+            bad: list[int] = []
+            if self._lm.any_mask:
+                reached = step.hidden if state is None else state()
+                assert reached is not None
+                bad = _not_finite(own, reached)
+                width = step.block // len(own)
+                step = replace(step, paths=tuple(p for p in step.paths if p.places[0] // width not in bad))
+                del reached
+            if step.paths:
                 yield step
+            del step
+            alone = sorted(_alone([own[place] for place in bad]), key=lambda row: -len(row.tokens))
+            for place in range(0, len(alone), fits):
+                yield self._pass(unit.conditions, alone[place : place + fits], masked=False)
 
     def _widest(self, branches: Sequence[int], copies: int) -> int:
         return max(piece.size for piece in self._pieces(branches, copies, whole=True))
 
     def _pieces(self, branches: Sequence[int], copies: int, whole: bool) -> list[_Piece]:
-        room = min(LARGEST, self._budget // copies - len(self._prefix)) if self._lm.any_mask else 0
+        most = self._budget // copies - len(self._prefix) if self._lm.any_mask else 0
         found = []
         for branch in branches:
             context = self._branches[branch].context[len(self._prefix) :]
@@ -229,6 +233,7 @@ class Brancher:
                 for index, tokens in enumerate(self._branches[branch].continuations)
             )
             own: list[tuple[int, tuple[int, ...]]] = []
+            room = min(len(context) + LARGEST, most)
             size = len(context)
             before: tuple[int, ...] = ()
             for tokens, index in fed:
@@ -278,9 +283,7 @@ class Brancher:
             positions = positions.repeat(blocks, 1).to(tokens.device)
             sees = sees.repeat(blocks, 1, 1).to(tokens.device)
         self._steering.assign(torch.tensor(conditions).repeat_interleave(len(rows)), trunk)
-        fed = tokens.repeat(blocks, 1)
-        self.tokens += fed.numel()
-        hidden = lm.forward(fed, cache=cache, mask=sees, start=start, positions=positions)
+        hidden = lm.forward(tokens.repeat(blocks, 1), cache=cache, mask=sees, start=start, positions=positions)
         paths = tuple(
             Path(branch, index, tuple(place * width + node for node in nodes))
             for place, row in enumerate(rows)
@@ -297,7 +300,6 @@ class Brancher:
             self._steering.assign(torch.tensor(conditions), trunk)
             blocks = 1 if trunk is not None else len(conditions)
             tokens = torch.tensor([self._prefix] * blocks, device=self._lm.device)
-            self.tokens += tokens.numel()
             self._lm.forward(tokens, cache=cache)
             self._prefix_cache = (conditions, cache)
         every = torch.arange(len(conditions)).repeat_interleave(rows)
@@ -323,11 +325,12 @@ def _packed(pieces: Sequence[_Piece], width: int) -> list[_Row]:
     return rows
 
 
-def _finite(step: Pass, state: Tensor) -> bool:
-    """Whether all numbers of real tokens are."""
-    places = torch.tensor(sorted({place for path in step.paths for place in path.places}))
-    values = state.reshape(-1, step.block, state.shape[-1])[:, places.to(state.device)]
-    return bool(torch.isfinite(values).all())
+def _not_finite(rows: Sequence[_Row], state: Tensor) -> list[int]:
+    """Rows of which a real token's numbers are not, under any condition; state: [rows of all blocks, tokens, hidden]."""
+    lengths = torch.tensor([len(row.tokens) for row in rows], device=state.device)
+    pads = torch.arange(state.shape[1], device=state.device)[None] >= lengths[:, None]  # [rows, tokens]
+    finite = torch.isfinite(state).all(-1).reshape(-1, *pads.shape) | pads  # [conditions, rows, tokens]
+    return (~finite.all(-1).all(0)).nonzero()[:, 0].tolist()
 
 
 def _alone(rows: Sequence[_Row]) -> list[_Row]:
@@ -349,6 +352,34 @@ def _alone(rows: Sequence[_Row]) -> list[_Row]:
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def alike(texts: Sequence[tuple[int, ...]], least: int) -> list[tuple[int, int, int]]:
+    """Groups of sorted texts that begin alike beyond what all of them do.
+
+    A group ends where the next text shares with it `least` tokens less than its members share.
+
+    Args:
+        texts: sorted.
+        least: tokens that members of a group share at least.
+
+    Returns:
+        (first, last + 1, tokens shared) of each group, in order; of a text that stands alone, all its tokens.
+    """
+    steps = [shared(a, b) for a, b in pairwise(texts)]
+    groups, first = [], 0
+    while first < len(texts):
+        last, own = first + 1, len(texts[first])
+        while last < len(texts):
+            step = steps[last - 1]
+            grows = last - first > 1 and step > own - least
+            begins = last - first == 1 and (last == len(steps) or step > steps[last] - least)
+            if step < least or not (grows or begins):
+                break
+            last, own = last + 1, min(own, step)
+        groups.append((first, last, own))
+        first = last
+    return groups
 
 
 def common_prefix(contexts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -30,6 +30,9 @@ from truthsteer.prompts import PLAIN, Prompts
 COMPACT_AT = 0.75
 """Finished rows are taken out of the batch once fewer than this share is still running."""
 
+FEWEST = 4
+"""Requests per condition, for what their contexts begin with to be computed apart."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -93,16 +96,19 @@ class _Beginning:
             self._trunk = self._steering.trunk_of(own)
             self._steering.assign(torch.tensor(own), self._trunk)
             blocks = 1 if self._trunk is not None else len(own)
-            self._first, self._cache = first, self._lm.new_cache()
+            self._first, self._cache = -1, self._lm.new_cache()  # stale as long as memory may run out
             self._lm.forward(torch.tensor([self.tokens] * blocks, device=self._lm.device), cache=self._cache)
+            self._first = first
         return select_rows(self._cache, rows - first, torch.zeros_like(rows), self._trunk)
 
 
 def _beginning(lm: LanguageModel, requests: Sequence[Request], max_new_tokens: int) -> tuple[int, ...]:
-    """What contexts begin with alike, where the pads that follow it are not seen in place of real tokens."""
+    """What contexts begin with alike, where the pads that follow it are not seen in place of real tokens, and where it is
+    worth a pass: conditions have several requests each."""
     longest = max((len(request.context) for request in requests), default=0)
     window = getattr(lm.text_config, "sliding_window", None)
-    if len(requests) < 2 or (window is not None and longest + max_new_tokens > window):
+    few = len(requests) < FEWEST * len({request.condition for request in requests})
+    if not requests or few or not lm.only_attends or (window is not None and longest + max_new_tokens > window):
         return ()
     return common_prefix([request.context[:-1] for request in requests])
 

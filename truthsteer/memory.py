@@ -24,7 +24,7 @@ LOGITS_AT_ONCE = 1 << 26
 """What `head` holds at once (256 MiB in float32)."""
 PART, LOGITS_IN_CACHE = 4096, 1 << 22
 """On a CPU: words of the vocabulary that it multiplies at once, and logits that it holds then."""
-LARGEST = 512
+LARGEST = 1024
 """`branching` cuts what shares a context and has more tokens, and repeats the context: all tokens of a row are compared."""
 BEGINNINGS = 0.25
 """Of the slots of a batch, so many hold what prompts begin with, for the conditions that `decoding` takes together."""

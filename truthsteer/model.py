@@ -8,6 +8,7 @@ questions, conditions or the store.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -23,7 +24,12 @@ from truthsteer.config import EMBEDDED, Attention, Device, DtypeConfig, ModelCon
 from truthsteer.errors import UserError
 from truthsteer.hooks import StopForwardError
 
+log = logging.getLogger("truthsteer")
+
 E = TypeVar("E", bound=Enum)
+
+MASK_GAP = {True: 1e-3, False: 0.05}
+"""How far apart, relative to their norm, hidden states of a text alone and in a tree may be: in fp32, and in fewer bits."""
 
 
 class LanguageModel:
@@ -35,6 +41,7 @@ class LanguageModel:
         decoder: the text decoder (`get_decoder()`).
         layers: its decoder layers.
         chat: whether questions are asked through the chat template.
+        any_mask: whether its attention takes a mask of who sees whom.
         policy: the numeric policy it was loaded under; None if it was given.
         cautions: what the hardware makes of the dtype, a sentence each.
     """
@@ -58,6 +65,7 @@ class LanguageModel:
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.eos_ids = _eos_ids(model, tokenizer)
         self._softcap = getattr(self.text_config, "final_logit_softcapping", None)
+        self.any_mask = self._takes_any_mask()
         self._check_head()
 
     @classmethod
@@ -220,11 +228,43 @@ class LanguageModel:
         return output.last_hidden_state
 
     @property
-    def any_mask(self) -> bool:
-        """Whether its attention takes a mask of who sees whom."""
-        kinds = set(getattr(self.text_config, "layer_types", None) or ())
-        known = kinds <= {"full_attention", "sliding_attention"}
-        return known and self.text_config._attn_implementation in {Attention.sdpa.value, Attention.eager.value}
+    def only_attends(self) -> bool:
+        """Whether what a layer keeps of earlier tokens are their keys and values, all or those in a window."""
+        return set(getattr(self.text_config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+
+    @torch.no_grad()
+    def _takes_any_mask(self) -> bool:
+        """Tried: two texts that share their beginning, as one tree and each alone."""
+        kinds, window = (
+            getattr(self.text_config, "layer_types", None),
+            getattr(self.text_config, "sliding_window", None),
+        )
+        masked = {Attention.sdpa.value, Attention.eager.value}
+        if not self.only_attends or self.text_config._attn_implementation not in masked:
+            return False
+        if kinds is not None and window is not None and "sliding_attention" not in kinds:
+            return False  # Mistral's layers have the window all the same, others do not
+        tree, parents = [1, 2, 3, 4, 5, 6], [-1, 0, 1, 2, 1, 4]
+        sees = torch.eye(len(tree), dtype=torch.bool)
+        for node, parent in enumerate(parents):
+            if parent >= 0:
+                sees[node] |= sees[parent]
+        ids, positions = torch.tensor([tree], device=self.device), sees.sum(-1)[None].to(self.device) - 1
+        try:
+            together = self.forward(ids, mask=sees[None].to(self.device), positions=positions)
+            apart = [self.forward(ids[:, nodes]) for nodes in ([0, 1, 2, 3], [0, 1, 4, 5])]
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            log.debug("its attention takes no mask: %s", error)
+            return False
+        assert together is not None
+        found = torch.cat([together[:, [0, 1, 2, 3]], together[:, [0, 1, 4, 5]]]).float()
+        wanted = torch.cat([states for states in apart if states is not None]).float()
+        both = torch.isfinite(found) & torch.isfinite(wanted)  # numbers that overflow are found elsewhere
+        gap = (found - wanted)[both].norm() / wanted[both].norm().clamp(min=1e-30)
+        taken = bool(gap <= MASK_GAP[self.model.dtype == torch.float32])
+        if not taken:
+            log.debug("its attention does not heed a mask: %.2g", float(gap))
+        return taken
 
     def _attention_masks(self, sees: Tensor, positions: Tensor) -> Any:
         """What the decoder takes as a mask of who sees whom: one for each kind of its layers.
@@ -233,15 +273,21 @@ class LanguageModel:
             sees: [batch, tokens, earlier + tokens] bool.
             positions: [batch, tokens]; the earlier tokens' are their places.
         """
-        earlier = torch.arange(sees.shape[2] - sees.shape[1], device=sees.device)[None].expand(len(sees), -1)
-        far = positions[:, :, None] - torch.cat([earlier, positions], 1)[:, None]
-        window = getattr(self.text_config, "sliding_window", None)
-        near = sees if window is None else sees & (far < window)
-        whole, near = (self._attention_mask(mask[:, None]) for mask in (sees, near))
-        kinds = getattr(self.text_config, "layer_types", None)
-        if kinds is None:
-            return near
-        return {"full_attention": whole, "sliding_attention": near} if "sliding_attention" in kinds else whole
+        window, kinds = (
+            getattr(self.text_config, "sliding_window", None),
+            getattr(self.text_config, "layer_types", None),
+        )
+        if window is None or (kinds is not None and "sliding_attention" not in kinds):
+            return self._attention_mask(sees[:, None])
+        places = positions.int()
+        earlier = torch.arange(sees.shape[2] - sees.shape[1], device=sees.device, dtype=torch.int32)
+        columns = torch.cat([earlier[None].expand(len(sees), -1), places], 1)
+        near = self._attention_mask((sees & (places[:, :, None] - columns[:, None] < window))[:, None])
+        return (
+            near
+            if kinds is None
+            else {"full_attention": self._attention_mask(sees[:, None]), "sliding_attention": near}
+        )
 
     def _attention_mask(self, sees: Tensor) -> Tensor:
         """As the implementation wants it: eager attention adds it to its scores."""

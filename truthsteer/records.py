@@ -201,9 +201,20 @@ class Capability:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as a JSON-ready dict."""
-    found: dict[str, Any] = msgspec.to_builtins(record)
+    """A record as a JSON-ready dict.
+
+    Raises:
+        TypeError: a field holds something that is not plain.
+    """
+    found: dict[str, Any] = msgspec.to_builtins(record, enc_hook=_plain)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's: judges and methods of others may give one."""
+    if hasattr(value, "item") and hasattr(value, "dtype"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be kept in a record")
 
 
 def from_json(cls: type[T], data: dict[str, Any]) -> T:

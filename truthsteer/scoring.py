@@ -145,6 +145,6 @@ def _wanted(branches: Sequence[Branch], step: Pass) -> tuple[list[Key], list[int
         for path in step.paths:
             tokens = branches[path.branch].continuations[path.continuation]
             keys += [(condition, path.branch, path.continuation)] * len(tokens)
-            where += [block * step.block + place for place in path.places]
+            where += [block * step.block + place for place in path.places[: len(tokens)]]
             targets += tokens
     return keys, where, targets

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from truthsteer.files import canonical
@@ -88,7 +87,7 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     """
     import torch
 
-    from truthsteer.branching import MIN_SHARED, Brancher, Unit, shared
+    from truthsteer.branching import MIN_SHARED, Brancher, Unit, alike, shared
     from truthsteer.halving import in_halves
     from truthsteer.head import logprobs
     from truthsteer.hooks import RowSteering
@@ -99,13 +98,9 @@ def next_logprobs(lm: LanguageModel, branches: Sequence[Branch], batch_tokens: i
     if not contexts:
         return []
     base = shared(contexts[0], contexts[-1]) if len(contexts) > 1 else 0  # of all, as they are sorted
-    groups = [contexts[:1]]
-    for before, context in pairwise(contexts):
-        if shared(before, context) - base < MIN_SHARED:
-            groups.append([])
-        groups[-1].append(context)
-    starts = [shared(own[0], own[-1]) for own in groups]
-    shapes = [Branch(own[0][:n], tuple(context[n:] for context in own)) for own, n in zip(groups, starts, strict=True)]
+    rest = [context[base:] for context in contexts]
+    groups = [(contexts[first:last], base + own) for first, last, own in alike(rest, MIN_SHARED)]
+    shapes = [Branch(own[0][:same], tuple(context[same:] for context in own)) for own, same in groups]
     states: dict[tuple[int, ...], Any] = {}
     with torch.no_grad(), RowSteering(lm, [None], Add()) as none:
         brancher = Brancher(lm, shapes, none, 1, batch_tokens)

@@ -163,6 +163,20 @@ def test_gc_goes_on_where_what_it_looks_at_vanishes(root, moment, monkeypatch):
     assert not there(root, UNUSED)
 
 
+def test_list_goes_on_where_a_file_vanishes(root, monkeypatch, capsys):
+    real = Path.is_file
+
+    def late(path):
+        found = real(path)
+        if path.name == "rows.jsonl":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", late)
+    storekeeping.main(["list", f"paths.root={root}"])
+    assert "2 artifacts" in capsys.readouterr().out
+
+
 def test_what_a_killed_gc_left_is_no_artifact_and_goes_next_time(root, capsys):
     left = root / ".store" / "verdicts" / f".gone-{UNUSED.digest}"
     (root / ".store" / "verdicts" / UNUSED.digest).rename(left)

@@ -105,22 +105,6 @@ def test_shards_on_this_machine_make_what_one_process_makes(tmp_path, expected):
     assert len(states) == 3
 
 
-def test_the_other_shards_end_when_the_first_is_killed(tmp_path, expected):
-    root = tmp_path / "root"
-    process = chaos.start(root, "shards=2")
-    wait_for(root, ".store/.journal/choices-*/units-*", process)
-    wait_for(root, "*/shard-1.json", process)
-    os.kill(process, signal.SIGKILL)
-    assert chaos.ended(process, 60) == -signal.SIGKILL
-    (own,) = root.glob("*/shard-1.json")
-    until = time.monotonic() + 30
-    while json.loads(own.read_text())["state"] == "running" and time.monotonic() < until:
-        time.sleep(0.05)
-    assert json.loads(own.read_text())["state"] == "interrupted"
-    assert finish(root) == 0
-    assert chaos.outcome(root) == expected
-
-
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [(signal.SIGTERM, 143, "Terminated. The same command goes on"), (signal.SIGINT, 130, "Interrupted. The same")],
@@ -243,7 +227,8 @@ def test_damaged_artifacts_of_every_kind_are_made_again(tmp_path):
     kinds = sorted(path.name for path in root.glob(".store/[a-z]*"))
     assert kinds == sorted(kinds_in_the_package())
     for kind in kinds:
-        for path in next(root.glob(f".store/{kind}/*")).iterdir():
+        largest = max(root.glob(f".store/{kind}/*/*"), key=lambda path: path.stat().st_size)  # a few have no rows
+        for path in largest.parent.iterdir():
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)

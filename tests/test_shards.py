@@ -130,19 +130,24 @@ def test_those_that_were_started_end_if_another_cannot_be(monkeypatch):
 
 
 CHILD = """
-import os, pathlib, sys, threading, time
-from truthsteer import shards
-from truthsteer.cli import ends_well
-shards.POLL = 0.02
+import pathlib, sys, time
+from truthsteer import cli, pipeline, shards
+
+def work(*asked):
+    pathlib.Path("ready").touch()
+    time.sleep(60)
+
+shards.POLL, cli.from_plain, pipeline.run = 0.02, lambda plain: None, work
 try:
-    with ends_well(quiet=True):
-        threading.Thread(target=shards._end_with, args=(int(sys.argv[1]),), daemon=True).start()
-        pathlib.Path("ready").touch()
-        time.sleep(60)
+    shards.main()
 finally:
     pathlib.Path("ended").write_text(str(sys.exc_info()[1]))
 """
-PARENT = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
+PARENT = """
+import json, os, subprocess, sys
+asked = {"config": {}, "overrides": [], "checkpoint": None, "parent": os.getpid()}
+subprocess.run([sys.executable, "-c", sys.argv[1]], input=json.dumps(asked), text=True)
+"""
 
 
 def test_a_shard_ends_when_the_first_process_is_killed(tmp_path):

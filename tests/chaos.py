@@ -107,7 +107,7 @@ def outcome(root: Path) -> tuple[dict[str, bytes], set[str]]:
 
 
 def storm(kills: int, seed: int, shards: int, seconds: float, scratch: Path) -> tuple[Counter[str], int, int]:
-    """Kill so often, or for so long.
+    """Kill so often, or until so long after the undisturbed run.
 
     Returns:
         Kills by stage; how many runs came to their end; how many of them differ from the undisturbed one.
@@ -118,6 +118,7 @@ def storm(kills: int, seed: int, shards: int, seconds: float, scratch: Path) -> 
     status = ended(start(calm), 300)
     assert status == 0, (calm.with_suffix(".log")).read_text()[-2000:]
     length, expected = time.monotonic() - began, outcome(calm)
+    began = time.monotonic()
     killed: Counter[str] = Counter()
     finished = differing = 0
     root = scratch / "run-0"
@@ -151,7 +152,9 @@ def main() -> None:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop killing after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop killing after so many, besides the calm run's"
+    )
     words = parser.parse_args()
     preload()
     with tempfile.TemporaryDirectory() as scratch:

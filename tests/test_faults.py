@@ -5,6 +5,7 @@ Each time either the same command goes on to the same bytes, or one sentence say
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -21,6 +22,7 @@ from conftest import REPO
 from omegaconf import OmegaConf
 
 from truthsteer.errors import UserError
+from truthsteer.organism import QUESTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -81,13 +83,24 @@ def test_killed_at_random_moments_the_result_is_the_same(tmp_path, calm, shards,
 def test_shards_on_this_machine_make_what_one_process_makes(tmp_path, expected):
     """One of them is killed; the first says so, and the result is the same."""
     root = tmp_path / "root"
-    process = chaos.start(root, "shards=4")
+
+    def before():
+        from truthsteer.shards import _Shard
+
+        begin = _Shard.__init__
+
+        def noted(shard, *arguments):
+            begin(shard, *arguments)
+            (tmp_path / f"process-{shard.number}").write_text(str(shard._process.pid))
+
+        _Shard.__init__ = noted
+
+    process = chaos.start(root, "shards=4", before=before)
     wait_for(root, "*/shard-2.log", process)
-    victims = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True).stdout.split()
-    os.kill(int(victims[1]), signal.SIGKILL)
+    os.kill(int((tmp_path / "process-2").read_text()), signal.SIGKILL)
     assert chaos.ended(process, 120) == 0, said(root)
     assert chaos.outcome(root) == expected
-    assert "ended with -9" in said(root)
+    assert "shard 2 ended with -9" in said(root)
     states = [json.loads(path.read_text())["state"] for path in sorted(root.glob("*/shard-*.json"))]
     assert len(states) == 3
 
@@ -205,20 +218,23 @@ def test_a_judge_that_crashes_half_way_loses_only_its_unit(tmp_path, expected):
     assert chaos.outcome(root) == expected, "and the journal, of units of another size, is gone"
 
 
-def test_damaged_artifacts_of_every_kind_are_made_again(calm, expected, tmp_path):
+def test_damaged_artifacts_of_every_kind_are_made_again(tmp_path):
     """A byte in the middle of each file of one of each; the report is asked for anew."""
-    root = tmp_path / "root"
-    shutil.copytree(calm, root)
+    root, everything = tmp_path / "root", files_for_every_kind(tmp_path)
+    chaos.preload()
+    assert finish(root, *everything) == 0, said(root)
+    expected = chaos.outcome(root)
     kinds = sorted(path.name for path in root.glob(".store/[a-z]*"))
-    assert kinds == ["activations", "bank", "choices", "completions", "envelope", "neutral", "splits", "verdicts"]
+    assert kinds == sorted(kinds_in_the_package())
     for kind in kinds:
-        for path in next(root.glob(f".store/{kind}/*")).iterdir():
+        largest = max(root.glob(f".store/{kind}/*/*"), key=lambda path: path.stat().st_size)  # a few have no rows
+        for path in largest.parent.iterdir():
             content = bytearray(path.read_bytes())
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
     for path in root.glob("*/.report"):
         path.unlink()
-    assert finish(root) == 0, said(root)
+    assert finish(root, *everything) == 0, said(root)
     for kind in kinds:
         assert f"{kind}/" in said(root)
     assert said(root).count("was damaged") == len(kinds)
@@ -227,6 +243,31 @@ def test_damaged_artifacts_of_every_kind_are_made_again(calm, expected, tmp_path
     # A condition that is computed alone stands in other batches than before: float32 may differ in its last digits.
     for ours, theirs in zip(cells(files["answers.csv"]), cells(expected[0]["answers.csv"]), strict=True):
         assert ours == (pytest.approx(theirs, abs=2e-5) if isinstance(theirs, float) else theirs)
+
+
+def files_for_every_kind(folder: Path) -> list[str]:
+    """Questions that name best incorrect answers, so that there is a choice between letters; and capability questions."""
+    with QUESTIONS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "Best Incorrect Answer"])
+        writer.writeheader()
+        writer.writerows(
+            row | {"Best Incorrect Answer": row["Incorrect Answers"].split(";")[0].strip()} for row in rows
+        )
+    lines = ["question,A,B,C,D,answer", "What is a tool?,hammer,pear,rain,song,A", "What falls?,hope,rain,wool,salt,B"]
+    (folder / "capability.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [f"data.path={folder / 'questions.csv'}", f"gauge.capability={folder / 'capability.csv'}"]
+
+
+def kinds_in_the_package() -> set[str]:
+    """What the modules call their artifacts."""
+    found = set()
+    for path in (REPO / "truthsteer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Key.of":
+                found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    return found
 
 
 def cells(content: bytes) -> list[str | float]:

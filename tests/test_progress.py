@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from truthsteer import progress, sweeps
+import pytest
+import torch
+from conftest import make_questions
+
+from truthsteer import decoding, neutral, progress, scoring, sweeps
+from truthsteer.config import GenerationConfig
 from truthsteer.files import read_json, write_json
+from truthsteer.hooks import Injection
+from truthsteer.prompts import PLAIN, Prompts
 
 
 def test_the_file_says_how_far_the_work_is(tmp_path, monkeypatch):
@@ -41,3 +48,53 @@ def test_status_tells_steps_of_the_stage_that_runs(tmp_path):
     assert sweeps.stage(job) == "choose, 1 of 3 done; choose: answers 40/120"
     (tmp_path / progress.FILE).write_text("{torn", encoding="utf-8")
     assert sweeps.stage(job) == "choose, 1 of 3 done"
+
+
+def work(lm, what: str, skip, advance):
+    """Units of each kind of work, and how many steps they are in all."""
+    questions = make_questions()
+    texts, answers = [item.text for item in questions], [[item.best, *item.incorrect] for item in questions]
+    prompts = Prompts(PLAIN, lm.tokenizer, chat=False)
+    conditions = [None, Injection(1, torch.ones(lm.hidden_size), 0.5), Injection(2, torch.ones(lm.hidden_size), 0.5)]
+    if what == "score":
+        branches = prompts.branches(texts, answers)
+        return scoring.score(lm, branches, conditions, None, 128, skip, advance), 3 * sum(map(len, answers))
+    if what == "generate":
+        contexts = prompts.contexts(texts)
+        asked = [decoding.Request(context, index, 0) for index in range(3) for context in contexts]
+        config = GenerationConfig(max_new_tokens=2)
+        units = decoding.decode(
+            lm, asked, conditions, config=config, stop=(), batch_tokens=64, skip=skip, advance=advance
+        )
+        return units, len(asked)
+    passages = [text + " " + item for text, own in zip(texts, answers, strict=True) for item in own]
+    return neutral.measure(lm, passages, conditions, None, 32, 128, skip, advance), 3 * len(passages)
+
+
+@pytest.mark.parametrize("what", ["score", "generate", "neutral"])
+def test_units_that_were_done_before_are_steps_that_are_done(gemma3, what):
+    """A run that goes on after nine tenths of its work begins at nine tenths."""
+    steps, asked = [], []
+
+    def skip(unit: int) -> bool:
+        asked.append(unit)
+        return unit % 3 != 0
+
+    units, total = work(gemma3, what, skip, steps.append)
+    done = [number for number, _ in units]
+    assert len(asked) > 3
+    assert done == asked[::3]
+    assert sum(steps) == total
+    assert len(steps) == len(asked)
+
+
+def test_a_run_that_begins_again_does_not_show_its_earlier_progress(tmp_path, monkeypatch):
+    from truthsteer import runs
+
+    monkeypatch.setattr(runs, "to_plain", lambda config: {})
+    monkeypatch.setattr(runs, "_check_same", lambda folder, what: None)
+    monkeypatch.setattr(runs, "identity", lambda config: {})
+    for shard, kept in ((1, True), (0, False), (None, False)):
+        write_json(tmp_path / progress.FILE, {"what": "generate: answers", "done": 900, "of": 964})
+        runs.RunRecord(tmp_path, SimpleNamespace(run_id=None, shard=shard))
+        assert (tmp_path / progress.FILE).exists() == kept

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from truthsteer import storekeeping
 from truthsteer.errors import UserError
 from truthsteer.files import write_json
 from truthsteer.records import Verdict
-from truthsteer.store import Key, Store, write_rows
+from truthsteer.store import Key, Store, damage, write_rows
 
 DAY = 24 * 3600
 NEEDED, UNUSED = Key.of("verdicts", 1, x=1), Key.of("verdicts", 1, x=2)
@@ -39,7 +40,7 @@ def root(tmp_path):
     for key in (NEEDED, UNUSED):
         store.make(key, rows)
     (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run" / "run.json", {"config": CONFIG, "artifacts": [str(NEEDED)]})
+    write_json(tmp_path / "run" / "run.json", {"config": CONFIG, "artifacts": [str(NEEDED)], "state": "finished"})
     age(tmp_path, 2 * DAY)
     return tmp_path
 
@@ -100,6 +101,119 @@ def test_gc_removes_what_killed_processes_left(root, capsys):
     assert "6 things were removed" in capsys.readouterr().out
 
 
+def unfinished(root: Path, days: float, state: str = "interrupted") -> None:
+    """A run that began so many days ago, and does not say what it has used."""
+    started = datetime.fromtimestamp(time.time() - days * DAY, UTC).isoformat(timespec="seconds")
+    (root / "pending").mkdir()
+    write_json(root / "pending" / "run.json", {"config": CONFIG, "artifacts": [], "state": state, "started": started})
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+def test_gc_leaves_the_work_of_runs_that_are_not_finished(root, state, capsys):
+    """However long ago a process was at it: its job may wait in a queue."""
+    journal = root / ".store" / ".journal" / "choices-abc" / "plan.json"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{}")
+    age(root, 2 * DAY)
+    then = time.time() - 10 * DAY
+    for path in (root / ".store" / "verdicts" / UNUSED.digest).rglob("*"):
+        os.utime(path, (then, then))
+    os.utime(root / ".store" / "verdicts" / UNUSED.digest, (then, then))
+    later = Key.of("verdicts", 1, x=3)
+    Store(root).make(later, rows)
+    age(root / ".store" / "verdicts" / later.digest, 2 * DAY)
+    unfinished(root, 3, state)
+    storekeeping.main(["gc", f"paths.root={root}"])
+    assert there(root, later)
+    assert journal.exists()
+    assert not there(root, UNUSED), "long before that run began"
+    assert (
+        f"since pending began was looked at: it is not finished. Type its command again, or remove {root / 'pending'}"
+        in (capsys.readouterr().out)
+    )
+    shutil.rmtree(root / "pending")
+    storekeeping.main(["gc", f"paths.root={root}"])
+    assert not there(root, later)
+    assert not journal.exists()
+
+
+def test_gc_removes_nothing_where_an_unfinished_run_does_not_say_when_it_began(root):
+    (root / "pending").mkdir()
+    write_json(root / "pending" / "run.json", {"config": CONFIG, "artifacts": [], "state": "running"})
+    storekeeping.main(["gc", f"paths.root={root}", "hours=0"])
+    assert there(root, UNUSED)
+
+
+@pytest.mark.parametrize("moment", ["_changed", "_bytes", "_remove"])
+def test_gc_goes_on_where_what_it_looks_at_vanishes(root, moment, monkeypatch):
+    """A process that ends its work takes its journal away, at any moment."""
+    journal = root / ".store" / ".journal" / "choices-abc"
+    journal.mkdir(parents=True)
+    (journal / "plan.json").touch()
+    age(root, 2 * DAY)
+    real = getattr(storekeeping, moment)
+
+    def late(path):
+        if path == journal:
+            shutil.rmtree(journal)
+        return real(path)
+
+    monkeypatch.setattr(storekeeping, moment, late)
+    storekeeping.main(["gc", f"paths.root={root}"])
+    assert not there(root, UNUSED)
+
+
+def test_list_goes_on_where_a_file_vanishes(root, monkeypatch, capsys):
+    real = Path.is_file
+
+    def late(path):
+        found = real(path)
+        if path.name == "rows.jsonl":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", late)
+    storekeeping.main(["list", f"paths.root={root}"])
+    assert "2 artifacts" in capsys.readouterr().out
+
+
+def test_what_a_killed_gc_left_is_no_artifact_and_goes_next_time(root, capsys):
+    left = root / ".store" / "verdicts" / f".gone-{UNUSED.digest}"
+    (root / ".store" / "verdicts" / UNUSED.digest).rename(left)
+    (left / "rows.jsonl").unlink()
+    age(root, 2 * DAY)
+    storekeeping.main(["verify", f"paths.root={root}"])
+    assert "1 artifacts are as they were published" in capsys.readouterr().out
+    storekeeping.main(["gc", f"paths.root={root}"])
+    assert not left.exists()
+
+
+def test_an_artifact_that_vanishes_while_it_is_read_is_made_again_and_nothing_was_damaged(root, caplog, monkeypatch):
+    folder = root / ".store" / "verdicts" / UNUSED.digest
+
+    def late(path):
+        shutil.rmtree(folder)
+        return damage(path)
+
+    monkeypatch.setattr("truthsteer.store.damage", late)
+    assert Store(root).find(UNUSED) is None
+    assert damage(folder) == "its meta.json is gone"
+    assert "damaged" not in caplog.text
+    assert not (root / ".store" / ".damaged").exists()
+
+
+def test_an_artifact_is_young_before_it_is_hashed(root, monkeypatch):
+    """Hashing a large one takes long enough for gc to come by."""
+    seen = []
+
+    def look(path):
+        seen.append(storekeeping._changed(path) > time.time() - DAY)
+
+    monkeypatch.setattr("truthsteer.store.damage", look)
+    Store(root).find(UNUSED)
+    assert seen == [True]
+
+
 def test_a_clock_that_ran_ahead_removes_nothing(root):
     age(root, -2 * DAY)
     storekeeping.main(["gc", f"paths.root={root}", "hours=0"])
@@ -123,8 +237,18 @@ def test_list_says_which_runs_use_how_much(root, capsys):
     storekeeping.main(["list", f"paths.root={root}"])
     shown = capsys.readouterr().out
     assert "2 artifacts" in shown
-    assert "verdicts" in shown
-    assert "run" in shown
+    (kind,) = [line.split() for line in shown.splitlines() if "verdicts" in line]
+    assert kind[:2] == ["verdicts", "2"]
+    size = storekeeping.size([kept for kept in storekeeping.artifacts(root) if kept.key == str(NEEDED)])
+    (run,) = [line.split() for line in shown.splitlines() if line.split()[:1] == ["run"] and "size" not in line]
+    assert run == ["run", "1", *size.split()]
+
+
+def test_list_shows_a_run_of_an_older_version_too(root, capsys):
+    (root / "other").mkdir()
+    write_json(root / "other" / "run.json", {"config": CONFIG})
+    storekeeping.main(["list", f"paths.root={root}"])
+    assert "of an older version, which did not record what they used: other" in capsys.readouterr().out
 
 
 FLIPS = [(name, place) for name in ("meta.json", "rows.jsonl") for place in (0, 7, 40, -2)]

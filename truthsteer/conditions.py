@@ -164,17 +164,18 @@ def score_answers(
         check_scored(lm, branches, texts, ws.config.steering)
         ws.store.facts["merged_answers"] = prompts.merged
         asked = [by_digest[digest] for digest in plan]
-        scored = score(
-            lm,
-            branches,
-            injections(asked, vectors()),
-            ws.operator,
-            ws.config.batch_tokens,
-            done,
-            questions=texts,
-            names=[condition.name for condition in asked],
-        )
         with ws.progress(description, len(plan) * sum(map(len, answers))) as advance:
+            scored = score(
+                lm,
+                branches,
+                injections(asked, vectors()),
+                ws.operator,
+                ws.config.batch_tokens,
+                done,
+                advance,
+                questions=texts,
+                names=[condition.name for condition in asked],
+            )
             for unit, scores in scored:
                 rows = []
                 for (condition, place), group in groupby(scores, key=lambda item: (item.condition, item.branch)):
@@ -182,7 +183,6 @@ def score_answers(
                     tokens = [len(continuation) for continuation in branches[place].continuations]
                     made = record(place, logprobs, tokens)
                     rows += [JournalRow(plan[condition], place * width + i, item) for i, item in enumerate(made)]
-                advance(len(scores))
                 yield unit, rows
 
     try:

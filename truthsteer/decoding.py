@@ -123,9 +123,11 @@ def decode(
     operator: Operator | None = None,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    advance: Callable[[int], None] = lambda done: None,
     names: Sequence[str] = (),
 ) -> Iterator[tuple[int, list[tuple[int, Generated]]]]:
-    """Generate every request, a batch at a time; `names` are the conditions', for messages.
+    """Generate every request, a batch at a time; `names` are the conditions', for messages. `advance` is called with the
+    number of requests just done, or skipped.
 
     Yields:
         (batch number, [(request index, answer)]), leaving out skipped batches.
@@ -149,6 +151,7 @@ def decode(
                     lambda part: [part[: len(part) // 2], part[len(part) // 2 :]] if len(part) > 1 else [],
                 )
                 yield number, list(zip(group, done, strict=True))
+            advance(len(group))
 
 
 @torch.no_grad()

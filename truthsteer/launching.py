@@ -22,8 +22,8 @@ from truthsteer import slurm, sources, sweeps
 from truthsteer.cli import EXAMINED, explain, rejudged, remove_if_empty, set_hub_cache, to_config
 from truthsteer.config import ON_DEMAND, Config, Stage, to_plain
 from truthsteer.errors import UserError
-from truthsteer.files import digest, read_json
-from truthsteer.runs import RECORD, folder_for, git_state
+from truthsteer.files import digest
+from truthsteer.runs import RECORD, folder_for, git_state, read_record
 from truthsteer.sweeps import ALIVE, State, Sweep, SweepJob, command, different
 from truthsteer.terminal import console, table
 from truthsteer.waiting import submit_and_wait
@@ -188,7 +188,7 @@ def _is_finished(run: Path, config: Config) -> bool:
     machine are done each time."""
     if not (run / RECORD).is_file() or set(ON_DEMAND) & set(config.stages):
         return False
-    record = read_json(run / RECORD)
+    record = read_record(run)
     done = all(record["stages"].get(stage.value, {}).get("state") == "done" for stage in config.stages)
     same = record["code"].get("sources") == digest(sources.files())
     return bool(record["state"] == "finished" and done and same)

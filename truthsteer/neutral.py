@@ -79,6 +79,7 @@ def measure(
     max_tokens: int = 128,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    advance: Callable[[int], None] = lambda done: None,
     names: Sequence[str] = (),
 ) -> Iterator[tuple[int, list[tuple[int, Neutral]]]]:
     """Measure every passage under every condition, a unit of work at a time.
@@ -95,6 +96,7 @@ def measure(
         max_tokens: of each passage, so many are read, counting the beginning-of-sequence token that its tokenizer may add.
         batch_tokens: token positions computed at once (a passage, unsteered and steered, may exceed it).
         skip: units (by number) that need not be computed again.
+        advance: called with the number of rows just computed, or skipped.
         names: of the conditions, for messages.
 
     Yields:
@@ -116,6 +118,7 @@ def measure(
         for number, unit in enumerate(units):
             if not skip(number):
                 yield number, _measure_unit(reading, passages, encoded, unit)
+            advance(len(unit.conditions) * len(unit.passages))
 
 
 def perplexity(rows: Sequence[Neutral]) -> float:

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from truthsteer import sources
+from truthsteer import progress, sources
 from truthsteer.config import Config, check_run_id, identity, to_plain
 from truthsteer.errors import UserError, did_you_mean
 from truthsteer.files import create_json, digest, read_json, remembered, write_json
@@ -151,6 +151,8 @@ class RunRecord:
             check_run_id(str(self.config.run_id))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RECORD
+        if not self.config.shard:
+            (self.folder / progress.FILE).unlink(missing_ok=True)  # an earlier start's
         old = remembered(path) or {}
         self._known = frozenset(old.get("artifacts", ()))
         self.data: dict[str, Any] = {

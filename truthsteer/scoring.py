@@ -48,6 +48,7 @@ def score(
     operator: Operator | None = None,
     batch_tokens: int = 8192,
     skip: Callable[[int], bool] = lambda unit: False,
+    advance: Callable[[int], None] = lambda done: None,
     share: bool = True,
     questions: Sequence[str] = (),
     names: Sequence[str] = (),
@@ -61,6 +62,7 @@ def score(
         operator: how vectors are applied; addition by default.
         batch_tokens: key-value slots filled at once.
         skip: units (by number) that need not be computed again.
+        advance: called with the number of continuations just scored, or skipped, once for each condition.
         share: compute the layers below the lowest steered one once for all conditions of a batch.
         questions: what each branch asks, for messages.
         names: of the conditions, for messages.
@@ -81,6 +83,7 @@ def score(
                     lambda part: _score_unit(reading, branches, questions, brancher, part), unit, Unit.halves
                 )
                 yield number, sorted(scores, key=lambda item: (item.condition, item.branch, item.continuation))
+            advance(len(unit.conditions) * sum(len(branches[place].continuations) for place in unit.branches))
 
 
 def _score_unit(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -25,6 +27,9 @@ log = logging.getLogger("truthsteer")
 GRACE = 10.0
 """Seconds that a process has to end by itself, and then again after it was asked to."""
 DEVICES = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
+POLL = 1.0
+"""Seconds between two looks at whether the first process is still there."""
 
 
 def sweep_of(arguments: list[str]) -> list[str]:
@@ -37,30 +42,38 @@ def sweep_of(arguments: list[str]) -> list[str]:
     launched = typed.get("hydra/launcher", "basic") != "basic"
     if not {"-m", "--multirun"} & set(arguments) or not launched or "shards" not in typed or "shard" in typed:
         return arguments
-    if not typed["shards"].isdecimal():
-        raise UserError(
-            f"shards={typed['shards']} is not one number, so that jobs cannot be shared out. Type shards=4."
-        )
-    return [*arguments, "shard=" + ",".join(map(str, range(int(typed["shards"]))))]
+    shards = typed["shards"]
+    if not shards.isdecimal():
+        raise UserError(f"shards={shards} is not one number, so that jobs cannot be shared out. Type shards=4.")
+    if int(shards) < 1:
+        return arguments  # the config says what is wrong with that
+    numbers = "shard=" + ",".join(map(str, range(int(shards))))
+    after = arguments.index(f"shards={shards}") + 1  # argparse takes no overrides on both sides of -m
+    return [*arguments[:after], numbers, *arguments[after:]]
 
 
 @contextmanager
 def others(config: Config, overrides: list[str], checkpoint: Checkpoint | None) -> Iterator[Config]:
     """Starts all shards but the first, and yields the config of that one; ends them when the block ends."""
-    shares = devices(config.shards, os.environ.get(DEVICES), _gpus)
+    before = {name: os.environ.get(name) for name in (DEVICES, THREADS)}  # a sweep's next point shares out anew
+    shares = devices(config.shards, gpus())
     os.environ |= shares[0]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.shards)))
-    started = [
-        _Shard(replace(config, shard=number), overrides, checkpoint, share)
-        for number, share in enumerate(shares[1:], 1)
-    ]
+    os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // config.shards)))
+    started: list[_Shard] = []
     try:
+        for number, share in enumerate(shares[1:], 1):
+            started.append(_Shard(replace(config, shard=number), overrides, checkpoint, share))
         yield replace(config, shard=0)
         for shard in started:
             shard.thread.join(GRACE)
     finally:
         for shard in started:
             shard.stop()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     for shard in started:
         shard.tell()
 
@@ -75,6 +88,7 @@ class _Shard:
             "config": to_plain(config),
             "overrides": overrides,
             "checkpoint": None if checkpoint is None else asdict(checkpoint),
+            "parent": os.getpid(),
         }
         self.number, self._said, self._stopped = config.shard, "", False
         self._process = subprocess.Popen(
@@ -106,28 +120,35 @@ class _Shard:
             log.warning("shard %d ended with %d: %s", self.number, self._process.returncode, last)
 
 
-def devices(shards: int, visible: str | None, count: Callable[[], int]) -> list[dict[str, str]]:
-    """What each shard's environment says of GPUs: a share of them each, or nothing where there are too few.
-
-    Args:
-        shards: how many there are.
-        visible: the environment's own list of GPUs.
-        count: called for their number where there is no list.
-    """
-    known = list(map(str, range(count()))) if visible is None else [name for name in visible.split(",") if name]
+def devices(shards: int, known: Sequence[str]) -> list[dict[str, str]]:
+    """What each shard's environment says of GPUs: a share of the `known` ones, or nothing where there are too few."""
     if len(known) < max(2, shards):
         return [{} for _ in range(shards)]
     cuts = [len(known) * number // shards for number in range(shards + 1)]
     return [{DEVICES: ",".join(known[first:last])} for first, last in pairwise(cuts)]
 
 
-def _gpus() -> int:
-    """How many NVIDIA GPUs there are; asked of the driver's own tool, since torch would fix them for this process."""
+def gpus() -> list[str]:
+    """NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Where that is not set, the driver's own
+    tool is asked, since torch would fix them for this process.
+    """
+    visible = os.environ.get(DEVICES)
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        return []
+    return list(map(str, range(sum(line.startswith("GPU ") for line in done.stdout.splitlines()))))
+
+
+def _end_with(parent: int) -> None:
+    """End this process, as a SIGTERM would, once the one that started it is gone: it would keep its GPUs for no one."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def main() -> None:
@@ -137,6 +158,7 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     with ends_well(quiet=True):
+        threading.Thread(target=_end_with, args=(asked["parent"],), daemon=True).start()
         weights = None if asked["checkpoint"] is None else Checkpoint(**asked["checkpoint"])
         run(from_plain(asked["config"]), asked["overrides"], weights)
 

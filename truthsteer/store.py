@@ -114,14 +114,15 @@ class Store:
         if not (path / "meta.json").exists():
             return None
         if str(key) not in self.used:
+            with suppress(OSError):
+                os.utime(path)  # before it is hashed: `gc` leaves what was wanted a short while ago
             what = damage(path)
-            if what is not None:
+            if what is not None and path.exists():
                 aside = set_aside(self.root, path, what)
                 log.warning("%s was damaged (%s) and is made again. The damaged one is in %s.", key, what, aside)
+            if what is not None:
                 return None
             self.used.add(str(key))
-            with suppress(OSError):
-                os.utime(path)  # `gc` leaves what was wanted a short while ago
         return Artifact(str(key), path)
 
     def need(self, key: Key, stage: str) -> Artifact:
@@ -232,6 +233,8 @@ def damage(path: Path) -> str | None:
         seal = meta.pop("sha256", None)
         older = seal is None and set(meta) == {"inputs", "files", "facts"}  # of a version that wrote none
         sealed = (older or seal == digest(meta)) and digest(meta["inputs"]) == path.name
+    except FileNotFoundError:
+        return "its meta.json is gone"
     except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, not UTF-8, or not what was written
         sealed = False
     if not sealed:

@@ -9,8 +9,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from truthsteer.errors import UserError, did_you_mean
 from truthsteer.runs import RECORD, read_record
@@ -21,7 +24,8 @@ USAGE = """\
 truthsteer store list   [paths.root=DIR]     what is in the store of DIR (multirun): kinds, sizes, and which runs use it
 truthsteer store verify [paths.root=DIR]     hash everything; what is damaged is set aside, and made again by the next run
 truthsteer store gc     [paths.root=DIR] [dry_run=true] [hours=24]
-                                             remove what no run there uses and is older than so many hours
+                                             remove what no run there uses and is so many hours older than now, and
+                                             than the first start of any run that is not finished
 """
 HOURS = 24.0
 """What is younger may belong to a process that is running."""
@@ -84,7 +88,8 @@ def _hours(value: str) -> float:
 
 def list_store(root: Path) -> None:
     """Print a table of the kinds, and one of the runs."""
-    used, out = used_by(root), console()
+    out, found = console(), records(root)
+    used = {name: set(record["artifacts"]) for name, record in found.items() if "artifacts" in record}
     needed = set().union(*used.values())
     kinds: dict[str, list[Kept]] = {}
     for kept in artifacts(root):
@@ -106,6 +111,8 @@ def list_store(root: Path) -> None:
         "gone": [str(len(keys - there.keys()) or "") for keys in used.values()],
     }
     out.print(table("Runs", "runs may share artifacts; gone: to be made again if the run is", runs))
+    if older := sorted(found.keys() - used.keys()):
+        out.print(f"of an older version, which did not record what they used: {', '.join(older)}", soft_wrap=True)
 
 
 def verify(root: Path) -> None:
@@ -117,7 +124,7 @@ def verify(root: Path) -> None:
     found = []
     for kept in artifacts(root):
         what = damage(kept.path)
-        if what is not None:
+        if what is not None and kept.path.exists():  # unless another process has removed it
             aside = set_aside(root / ".store", kept.path, what)
             found.append(f"{kept.key} ({what}; now {aside})")
             sys.stderr.write(f"damaged: {found[-1]}\n")
@@ -133,14 +140,27 @@ def verify(root: Path) -> None:
 def collect(root: Path, dry_run: bool = False, hours: float = HOURS) -> None:
     """Remove what no run uses, and what killed processes left behind, if nothing has changed there for so long.
 
+    A run that is not finished has used, and left in journals, more than its record says. All of it was made or touched
+    after the run's first start, so that nothing from then on is removed.
+
     Raises:
         UserError: a run's record cannot be read, so that nobody knows what it uses.
     """
-    needed = set().union(*used_by(root).values())
-    store, before = root / ".store", time.time() - hours * 3600
+    found = records(root)
+    for name, record in found.items():
+        if "artifacts" not in record:
+            raise UserError(
+                f"{root / name / RECORD} does not say which artifacts the run used: it was written by an older version. "
+                "Type the run's command again, or remove the folder."
+            )
+    needed = {key for record in found.values() for key in record["artifacts"]}
+    weights = {record["checkpoint"]["fingerprint"] for record in found.values() if "checkpoint" in record}
+    began = {name: _began(record) for name, record in found.items() if record.get("state") != "finished"}
+    store, before = root / ".store", min([time.time(), *began.values()]) - hours * 3600
     unused = [kept.path for kept in artifacts(root) if kept.key not in needed]
+    unused += sorted(store.glob("[a-z]*/.gone-*"))  # of a gc that was killed
     unused += [path for place in WORKPLACES for path in sorted((store / place).glob("*"))]
-    unused += [path for path in sorted((store / "overflow").glob("*.json")) if path.stem not in _weights(root)]
+    unused += [path for path in sorted((store / "overflow").glob("*.json")) if path.stem not in weights]
     unused += sorted(root.glob(f"*/.{RECORD}.*"))
     freed, removed = 0, 0
     for path in unused:
@@ -152,47 +172,47 @@ def collect(root: Path, dry_run: bool = False, hours: float = HOURS) -> None:
             _remove(path)
     verb = "would be" if dry_run else "were"
     sys.stdout.write(f"{removed} things {verb} removed, {_readable(freed)}; {len(unused) - removed} are too young.\n")
+    if began:
+        first = min(began, key=lambda name: began[name])
+        sys.stdout.write(
+            f"Nothing that changed since {first} began was looked at: it is not finished. Type its command again, or remove "
+            f"{root / first}, if it is not wanted any more.\n"
+        )
+
+
+def _began(record: dict[str, Any]) -> float:
+    """When a run was first started, in seconds since the epoch; the beginning of time where its record does not say."""
+    try:
+        return datetime.fromisoformat(record["started"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _remove(path: Path) -> None:
-    """An artifact vanishes by one rename, as it came."""
-    if path.is_dir() and not path.is_symlink():
-        gone = path.with_name(f".gone-{path.name}")
-        path.rename(gone)
-        shutil.rmtree(gone)
-    else:
-        path.unlink()
+    """An artifact vanishes by one rename, as it came. It may have done so already."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            gone = path.with_name(f".gone-{path.name}")
+            path.rename(gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink()
 
 
 def artifacts(root: Path) -> Iterator[Kept]:
     """Everything that was published, by kind."""
-    for path in sorted((root / ".store").glob("[a-z]*/*/meta.json")):
+    for path in sorted((root / ".store").glob("[a-z]*/[!.]*/meta.json")):
         folder = path.parent
         yield Kept(f"{folder.parent.name}/{folder.name}", folder, _bytes(folder))
 
 
-def used_by(root: Path) -> dict[str, set[str]]:
-    """Run -> keys of the artifacts that it used, from the records in `root`.
+def records(root: Path) -> dict[str, dict[str, Any]]:
+    """Run -> its record, of all runs in `root`.
 
     Raises:
-        UserError: a record is damaged, or of a version that did not write down all it used.
+        UserError: a record is damaged.
     """
-    found = {}
-    for path in sorted(root.glob(f"*/{RECORD}")):
-        record = read_record(path.parent)
-        if "artifacts" not in record:
-            raise UserError(
-                f"{path} does not say which artifacts the run used: it was written by an older version. Type the run's "
-                "command again, or remove the folder."
-            )
-        found[path.parent.name] = set(record["artifacts"])
-    return found
-
-
-def _weights(root: Path) -> set[str]:
-    """Fingerprints of the weights that the runs use."""
-    records = [read_record(path.parent) for path in root.glob(f"*/{RECORD}")]
-    return {record["checkpoint"]["fingerprint"] for record in records if "checkpoint" in record}
+    return {path.parent.name: read_record(path.parent) for path in sorted(root.glob(f"*/{RECORD}"))}
 
 
 def _inside(path: Path) -> Iterator[Path]:
@@ -203,11 +223,17 @@ def _inside(path: Path) -> Iterator[Path]:
 
 def _changed(path: Path) -> float:
     """When something changed there last, in seconds since the epoch; a clock that ran ahead makes it young for longer."""
-    return max(item.lstat().st_mtime for item in _inside(path))
+    try:
+        return max(item.lstat().st_mtime for item in _inside(path))
+    except FileNotFoundError:  # it changes under our eyes
+        return float("inf")
 
 
 def _bytes(path: Path) -> int:
-    return sum(item.lstat().st_size for item in _inside(path) if item.is_file())
+    try:
+        return sum(item.lstat().st_size for item in _inside(path) if item.is_file())
+    except FileNotFoundError:
+        return 0
 
 
 def size(kept: Sequence[Kept]) -> str:

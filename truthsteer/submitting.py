@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from truthsteer.errors import UserError
 from truthsteer.jobs import Job
+from truthsteer.shards import gpus as _devices
 from truthsteer.sweeps import Sweep, SweepJob, command
 
 OWN_KEYS = ("_target_", "submitit_folder", "max_num_timeout", "wait", "offline", "at_once")
@@ -148,12 +149,3 @@ def _errors_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
-
-
-def _devices() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]

@@ -72,9 +72,10 @@ def _neutral(ws: Workspace, split: Splits, conditions: Sequence[Condition], vect
         names, injected = [condition.name for condition in measured], injections(measured, vectors())
         budget = ws.config.batch_tokens
         with ws.progress(ws.label("gauge: neutral text", split), len(plan) * len(passages)) as advance:
-            units = neutral.measure(ws.model, passages, injected, ws.operator, gauge.max_tokens, budget, done, names)
+            units = neutral.measure(
+                ws.model, passages, injected, ws.operator, gauge.max_tokens, budget, done, advance, names
+            )
             for unit, found in units:
-                advance(len(found))
                 yield unit, [JournalRow(plan[place], row.passage, row) for place, row in found]
 
     return list(ws.store.make_rows(keys, {"batch_tokens": ws.config.batch_tokens}, compute))

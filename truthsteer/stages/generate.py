@@ -92,6 +92,7 @@ def _generate(
                 operator=ws.operator,
                 batch_tokens=config.batch_tokens,
                 skip=done,
+                advance=advance,
                 names=[condition.name for condition in chosen],
             )
             for number, answers in batches:
@@ -100,7 +101,6 @@ def _generate(
                     condition, order = divmod(index, len(split.test))
                     record = Completion(split.test[order].id, answer.text, answer.tokens, answer.stop_reason)
                     rows.append(JournalRow(plan[condition], order, record))
-                advance(len(rows))
                 yield number, rows
 
     return ws.store.make_rows(keys, {"batch_tokens": config.batch_tokens, "plan": PLAN}, compute)

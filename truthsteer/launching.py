@@ -70,15 +70,14 @@ def launch(
             lack = _check(config, job, offline, dealt)
         if lack is not None:
             lacks[job.number] = _of_job(job.number, job.overrides, lack)
-    root, dry = Path(configs[0].paths.root), any(config.dry_run for config in configs)
-    if dry:
-        _show(jobs, _notes(kind, jobs, root, dry), root)
+    root, dry_run = Path(configs[0].paths.root), any(config.dry_run for config in configs)
+    if dry_run or lacks:
+        _show(jobs, _notes(kind, jobs, root, dry_run=True), root)
+        if not dry_run:
+            raise next(iter(lacks.values()))
         for error in lacks.values():
             console().print(f"Not ready: {error}", soft_wrap=True, highlight=False, markup=False)
         return
-    if lacks:
-        _show(jobs, _notes(kind, jobs, root, dry), root)
-        raise next(iter(lacks.values()))
     unfinished = [job for job in jobs if not job.finished]
     if kind == "slurm" and unfinished:
         slurm.require()

@@ -549,7 +549,7 @@ def test_a_launcher_asks_for_what_the_model_needs(name: str) -> None:
     node = composer.compose_config("config", overrides, run_mode=RunMode.MULTIRUN, from_shell=True)
     launcher = node.hydra.launcher
     asked = (launcher.gpus_per_node, launcher.cpus_per_task, launcher.mem_gb, launcher.timeout_min)
-    assert asked == (3, 16, 180, 24 * 60)
+    assert asked == (3, 16, 180, 24 * 60 if name == "slurm" else None), "processes of this machine have no time limit"
     assert launcher.submitit_folder == "elsewhere/.submitit/%j"
     if name == "slurm":
         assert (launcher.partition, launcher.account, launcher.qos) == (None, None, None)

@@ -6,16 +6,17 @@ import json
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import REPO, run_cli
 
-from truthsteer import slurm, sources, submitting, sweeps, waiting
-from truthsteer.errors import UserError
+from truthsteer import cli, launching, slurm, sources, submitting, sweeps, waiting
+from truthsteer.errors import TerminatedError, UserError
 from truthsteer.jobs import Job
 from truthsteer.sweeps import Doing, State, Sweep, SweepJob
 
@@ -131,6 +132,9 @@ def test_offline_nodes_need_weights_and_data_that_are_there(tmp_path, fake):
     partly = run_cli(*asked, "hydra.launcher.offline=true", root=tmp_path / "root", env=env)
     assert "part-1.safetensors of google/gemma-3-4b-it is not on this machine" in partly.stderr
     (weights / "part-1.safetensors").touch()
+    partly = run_cli(*asked, "hydra.launcher.offline=true", root=tmp_path / "root", env=env)
+    assert "tokenizer.json of google/gemma-3-4b-it is not on this machine" in partly.stderr
+    (weights / "tokenizer.json").touch()
     assert run_cli(*asked, "hydra.launcher.offline=true", root=tmp_path / "root", env=env).returncode == 0
     assert (tmp_path / "count").read_text().split() == ["x"] * 4
 
@@ -211,6 +215,124 @@ def test_jobs_are_on_record_submitted_once_and_by_size(tmp_path, fake):
     assert "job 2 is 702;" in resumed.stdout, resumed.stderr
     assert "--mem=16GB" in (tmp_path / "2.sh").read_text()
     assert record(root)["jobs"][1]["earlier"] == ["701_1"]
+    assert [job["launcher"]["mem_gb"] for job in record(root)["jobs"]] == [8, 16, 8], "those that run are as they were"
+
+    # From a machine without Slurm nobody can tell: nothing is started twice, and nothing is waited for in vain.
+    away = {"PATH": str(tmp_path / "away")}
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "git").symlink_to("/usr/bin/git")
+    without = run_cli(*asked, *sizes, root=root, env=away, timeout=60)
+    assert without.returncode == 2
+    assert "there is no Slurm here" in without.stderr
+    (Path(fake["PATH"]) / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    mute = run_cli(*asked, *sizes, root=root, env=fake, timeout=60)
+    assert mute.returncode == 2
+    assert (
+        f"Whether jobs of {whole['name']} still run cannot be told here. Type the same on a login node" in mute.stderr
+    )
+    assert "unknown as 701_0" in run_cli(*asked, "dry_run=true", root=root, env=fake).stdout
+    local = run_cli("-m", "hydra/launcher=local", *asked[2:-1], "dry_run=true", root=root, env=away)
+    assert local.stdout.count("to do") == 3, "they do not stand for jobs of this machine"
+    assert len((tmp_path / "count").read_text().split()) == 2
+
+
+def test_a_run_that_other_jobs_share_is_left_to_them(tmp_path, fake):
+    root = tmp_path / "root"
+    asked = (*SLURM, *SMALL, "hydra.launcher.wait=false")
+    assert run_cli(*asked, "shards=2", root=root, env=fake).returncode == 0
+    (tmp_path / "queue").write_text("701_0|RUNNING|None|n1\n")
+    for words in (("shards=3", "shard=0,1,2"), ("seed=42",)):
+        again = run_cli(*asked, *words, root=root, env=fake)
+        assert again.returncode == 0, again.stderr
+        assert "Left to others, and not waited for: job 0 (running as 701_0 (" in again.stdout
+        assert ", part 1/2)" in again.stdout
+    assert len((tmp_path / "count").read_text().split()) == 1
+    lost = run_cli(*asked, "shards=2", "shard=0,1", root=root, env=fake)
+    assert "job 1 is 702" in lost.stdout, "the other part is not under way"
+
+
+@pytest.mark.parametrize("seeds", ["1", "1,2"])
+def test_jobs_are_found_though_their_submission_was_killed(seeds, tmp_path, fake):
+    """In between sbatch and the note of what it answered."""
+    root, folder = tmp_path / "root", Path(fake["PATH"])
+    for name in ("sed", "grep"):
+        (folder / name).symlink_to(f"/usr/bin/{name}" if Path(f"/usr/bin/{name}").exists() else f"/bin/{name}")
+    (folder / "sbatch").write_text(
+        '#!/bin/sh\necho x >>"$FAKE/count"; sed -n "s/.*--job-name=//p" "$1" >"$FAKE/name"; kill -9 $PPID\n'
+    )
+    (folder / "squeue").write_text(
+        '#!/bin/sh\nread -r name <"$FAKE/name"\ncase "$*" in *--name=$name*) echo "701|$name";; *--name=*) ;;\n'
+        '*) while read -r line; do echo "$line"; done <"$FAKE/queue";; esac\n'
+    )
+    ids = ["701"] if seeds == "1" else ["701_0", "701_1"]
+    (tmp_path / "queue").write_text("".join(f"{job}|PENDING|Priority|\n" for job in ids))
+    asked = (*SLURM, f"seed={seeds}", *SMALL, "hydra.launcher.wait=false")
+    assert run_cli(*asked, root=root, env=fake).returncode == -signal.SIGKILL
+    assert [job["id"] for job in record(root)["jobs"]] == [None] * len(ids)
+    shown = run_cli("status", root=root, env=fake).stdout
+    assert f"{len(ids)} queued" in shown
+    again = run_cli(*asked, root=root, env=fake)
+    assert again.returncode == 0, again.stderr
+    for job in ids:
+        assert f"queued as {job} (" in again.stdout
+    assert "Nothing is left to submit" in run_cli("resume", record(root)["name"], root=root, env=fake).stdout
+    assert (tmp_path / "count").read_text().split() == ["x"]
+
+
+def test_the_same_command_twice_at_once_submits_once(tmp_path, fake):
+    asked = [*SLURM, "seed=1,2", *SMALL, "hydra.launcher.wait=false", f"paths.root={tmp_path / 'root'}"]
+    (Path(fake["PATH"]) / "squeue").write_text(
+        '#!/bin/sh\n[ ! -e "$FAKE/count" ] || printf "701_0|PENDING|None|\\n701_1|PENDING|None|\\n"\n'
+    )
+    whole = {**os.environ, **fake, "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-m", "truthsteer", *asked]
+    both = [subprocess.Popen(words, cwd=REPO, env=whole, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait(120) for process in both] == [0, 0, 0]
+    assert (tmp_path / "count").read_text().split() == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("word", "refused"),
+    [
+        ("export HF_TOKEN=hf_abc", "HF_TOKEN"),
+        ("export WANDB_API_KEY='abc'", "WANDB_API_KEY"),
+        ("export HF_TOKEN=$(cat token)", None),
+        ("export HF_TOKEN=$HF_TOKEN", None),
+        ("export TOKENIZERS_PARALLELISM=false", None),
+    ],
+)
+def test_a_secret_is_not_written_down(word, refused):
+    if refused is None:
+        launching._refuse_secrets({"setup": [word]})
+        return
+    for launcher in ({"setup": ["set -e", word]}, {"setup": None, "additional_parameters": {"export": word[7:]}}):
+        with pytest.raises(UserError, match=f"gives {refused} its value, which would be written down"):
+            launching._refuse_secrets(launcher)
+
+
+def test_a_secret_that_is_typed_stops_the_sweep_before_anything_is_written(tmp_path, fake):
+    done = run_cli(*SLURM, "hydra.launcher.setup=['export HF_TOKEN=hf_abc']", root=tmp_path / "root", env=fake)
+    assert done.returncode == 2
+    assert "hydra.launcher.setup gives HF_TOKEN its value" in done.stderr
+    assert "hf_abc" not in done.stderr
+    assert not left(tmp_path / "root")
+
+
+def test_a_sweep_has_one_root(tmp_path, fake):
+    done = run_cli(*SLURM, root=f"{tmp_path / 'a'},{tmp_path / 'b'}", env=fake)
+    assert done.returncode == 2
+    assert "paths.root has several values in one sweep" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{torn", "[]", '{"jobs": [{"number": 1}]}', '{"jobs": []}'])
+def test_a_sweep_that_cannot_be_read_is_passed_over(text, tmp_path, capsys):
+    good = made(tmp_path)
+    good.write()
+    bad = tmp_path / ".sweeps" / "a" / "sweep.json"
+    bad.parent.mkdir()
+    bad.write_text(text)
+    assert [sweep.name for sweep in sweeps.all_of(tmp_path)] == ["s"]
+    assert f"{bad} is damaged, or of another version" in capsys.readouterr().err
 
 
 def test_a_refusal_of_slurm_is_one_sentence(tmp_path, fake):
@@ -257,6 +379,8 @@ def says(job: SweepJob, state: str, job_id: str | None = None, error: str | None
         ("failed", {}, State.failed),
         ("running", None, State.unknown),
         ("finished", None, State.finished),
+        ("failed", {"5_0": ("PENDING", "Priority")}, State.queued),
+        ("failed", {"5_0": ("COMPLETING", "n1")}, State.failed),
     ],
 )
 def test_what_a_job_does_follows_from_its_file_and_the_queue(said, queue, state, tmp_path, monkeypatch):
@@ -273,6 +397,47 @@ def test_what_an_earlier_submission_said_does_not_count(tmp_path, monkeypatch):
     says(sweep.jobs[0], "failed", job_id="4_0", error="then")
     monkeypatch.setattr(slurm, "queue", lambda ids: {"5_0": ("PENDING", "")})
     assert sweeps.doing(sweep)[0].state is State.queued
+
+
+def test_a_jobs_word_that_cannot_be_read_is_none(tmp_path, monkeypatch):
+    sweep = made(tmp_path, 1)
+    Path(sweep.jobs[0].outcome).write_text("")
+    monkeypatch.setattr(slurm, "queue", lambda ids: {"5_0": ("RUNNING", "n1")})
+    assert sweeps.doing(sweep)[0].state is State.running
+
+
+def test_another_machines_processes_are_known_there(tmp_path):
+    sweep = made(tmp_path, 1, "local")
+    sweep.host = "elsewhere"
+    assert sweeps.doing(sweep) == [Doing(State.unknown, "elsewhere knows, where it was started")]
+    sweep.jobs[0].id = None
+    assert sweeps.doing(sweep) == [Doing(State.new)]
+    sweep.pid = os.getpid() - 1
+    assert sweeps.doing(sweep)[0].state is State.unknown, "what waits there may start"
+
+
+def test_waiting_asks_once_how_a_job_ended(tmp_path, monkeypatch):
+    sweep, asked = made(tmp_path), []
+    looks = iter([{"5_0": ("RUNNING", "n1")}] * 6 + [{}] * 50)
+    monkeypatch.setattr(slurm, "queue", lambda ids: next(looks))
+    monkeypatch.setattr(slurm, "ends", lambda ids: asked.append(list(ids)) or dict.fromkeys(ids, "CANCELLED"))
+    monkeypatch.setattr(waiting, "CONFIRM_S", 0.01)
+    monkeypatch.setattr(waiting, "PAUSE_S", {"slurm": (0.02, 0.02)})
+    assert waiting.wait(sweep, None) == [Doing(State.ended, "CANCELLED")] * 2
+    assert asked == [["5_1"], ["5_0", "5_1"]]
+
+
+@pytest.mark.parametrize(("end", "code", "word"), [(KeyboardInterrupt, 130, "Inter"), (TerminatedError, 143, "Termin")])
+def test_sigterm_and_ctrl_c_have_codes_of_their_own(end, code, word, tmp_path, monkeypatch, capsys):
+    def wait(*_):
+        raise end
+
+    monkeypatch.setattr(waiting, "wait", wait)
+    monkeypatch.setattr(waiting, "Pool", lambda *_: type("Pool", (), {"stop": lambda self: None})())
+    with pytest.raises(SystemExit) as stopped:
+        waiting.submit_and_wait(made(tmp_path, kind="local"), [], offline=False, recorded=True)
+    assert stopped.value.code == code
+    assert f"\n{word}" in capsys.readouterr().err
 
 
 def test_waiting_ends_when_a_job_is_killed_and_there_is_no_accounting(tmp_path, monkeypatch, capsys):
@@ -355,7 +520,7 @@ def test_a_job_stops_if_the_code_was_changed_while_it_was_queued(node, tmp_path,
     assert stopped.value.code == 2
     said = json.loads(node.read_text())
     assert (said["state"], said["id"], said["traceback"]) == ("failed", "9", None)
-    assert "changed after this job was submitted (truthsteer/gone.py). Nothing was computed." in said["error"]
+    assert "changed after this job was submitted (truthsteer/gone.py). This start computed nothing." in said["error"]
     assert "Type `truthsteer resume NAME`" in said["error"]
     assert capsys.readouterr().err == f"truthsteer: {said['error']}\n"
 
@@ -387,6 +552,48 @@ def test_a_job_says_how_it_ended_and_slurm_sees_it(raised, state, node, tmp_path
     said = json.loads(node.read_text())
     assert said["state"] == state
     assert (said["traceback"] is not None) == isinstance(raised, ValueError)
+
+
+def test_a_job_on_a_full_disk_says_why_it_ended(node, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def run(self):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("truthsteer.files.write_json", full)
+    monkeypatch.setattr(Job, "_run", run)
+    with pytest.raises(SystemExit) as stopped:
+        Job("truthsteer resume NAME", {}, [], {}, str(node), str(tmp_path), offline=False)()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "truthsteer: the disk is full\n"
+
+
+def test_the_code_is_all_that_comes_with_it():
+    names = set(sources.files())
+    assert {"truthsteer/templates/report.html.j2", "truthsteer/texts/neutral.txt", "truthsteer/cli.py"} <= names
+    assert not [name for name in names if name.endswith((".pyc", ".yaml"))]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no POSIX signals")
+def test_shards_of_a_job_are_started_without_its_signal(monkeypatch):
+    """They have no handler yet, and it goes to every process of the job."""
+    looks = "import signal; print(signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    seen = []
+
+    @contextmanager
+    def others(*_):
+        seen.append(subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, check=True).stdout)
+        yield
+
+    def run(*_):
+        seen.append(signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    monkeypatch.setattr(cli, "others", others)
+    monkeypatch.setattr("truthsteer.pipeline.run", run)
+    monkeypatch.setattr("truthsteer.runs.folder_for", lambda config: Path("x"))
+    cli.execute(type("Config", (), {"run": None, "dry_run": False, "shards": 2, "shard": None})(), [])
+    assert seen == ["True\n", False]
 
 
 SIGNALS = """
@@ -465,6 +672,41 @@ def test_local_jobs_run_one_after_another_and_what_failed_is_resumed(tmp_path):
     assert len(list(root.glob(".sweeps/*"))) == 1, "nothing was left to submit"
 
 
+@pytest.mark.slow
+def test_what_waits_for_its_turn_in_a_live_command_is_started_by_nobody_else(tmp_path):
+    root = tmp_path / "root"
+    asked = ("-m", "hydra/launcher=local", "seed=1,2", *SMALL)
+    words = [sys.executable, "-m", "truthsteer", *asked, f"paths.root={root}"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(words, cwd=REPO, stdout=log, stderr=log, env=env)
+        try:
+            end = time.monotonic() + 60
+            while not [path for path in root.glob(".sweeps/*/sweep.json") if '"id": "' in path.read_text()]:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            first.send_signal(signal.SIGSTOP)
+            name = record(root)["name"]
+            assert f"queued (in process {first.pid})" in run_cli("status", root=root).stdout
+            assert "Nothing is left to submit" in run_cli("resume", name, root=root).stdout
+            again = run_cli(*asked, root=root)
+            assert f"Left to others, and not waited for: job 1 (queued ({name}))" in again.stdout, again.stderr
+            assert [job["id"] is None for job in record(root)["jobs"]] == [False, True]
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert first.wait(120) == 0
+    assert "2 finished" in run_cli("status", root=root).stdout
+
+
+def test_processes_of_this_machine_have_no_time_limit(tmp_path):
+    launcher = {"submitit_folder": str(tmp_path / "%j"), "gpus_per_node": 0, "timeout_min": None}
+    executor = submitting._executor("local", launcher)
+    assert executor._executor.parameters["timeout_min"] > 60 * 24 * 365
+    typed = submitting._executor("local", launcher | {"timeout_min": 5})
+    assert typed._executor.parameters["timeout_min"] == 5
+    assert typed._executor.max_num_timeout == 5, "submitit starts a process six times"
+
+
 # ------------------------------------------------------------------------------------------------------ what is typed
 
 
@@ -485,7 +727,7 @@ def test_mistyped_commands_fail_with_one_sentence(words, sentence, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["status", "resume"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(name):
     done = subprocess.run(
         [sys.executable, "-m", "truthsteer", name, "--help"],
@@ -496,4 +738,4 @@ def test_every_command_has_help(name):
     )
     assert done.returncode == 0
     assert f"truthsteer {name}" in done.stdout
-    assert stat.S_ISREG((REPO / "truthsteer" / f"{name}.py").stat().st_mode)
+    assert f"truthsteer {name}" in (REPO / "conf" / "hydra" / "help" / "truthsteer.yaml").read_text()

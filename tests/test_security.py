@@ -161,6 +161,18 @@ def test_a_token_in_the_environment_is_written_nowhere(tmp_path):
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
+def test_a_token_in_the_environment_of_a_job_is_written_nowhere(tmp_path):
+    small = ("data.limit=40", "steering.layers=[3]", "steering.coefficients=[0.4]", "stages=[extract]")
+    done = run_cli("-m", "hydra/launcher=local", *small, root=tmp_path, env={"HF_TOKEN": SECRET})
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"sweep.json", "0.json"} <= {path.name for path in written}
+    assert {path.suffix for path in tmp_path.rglob(".submitit/*/*")} >= {".pkl", ".out", ".err"}
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
 def test_no_key_holds_a_secret():
     from truthsteer.cli import all_keys
 

@@ -17,6 +17,8 @@ from truthsteer.files import digest, file_sha256, read_json, remembered, write_j
 from truthsteer.organism import WEIGHTS
 
 SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".py")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one."""
 REMEMBER_ABOVE = 1 << 26
 
 
@@ -176,6 +178,8 @@ def require_cached(model: ModelConfig) -> None:
     index = folder / "model.safetensors.index.json"
     shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     lacking = [name for name in ("config.json", *sorted(shards)) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        lacking.append(TOKENIZERS[0])
     if lacking:
         raise UserError(_not_cached(f"{lacking[0]} of {model.id or model.path} is"))
 

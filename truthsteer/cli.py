@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -123,6 +123,18 @@ def _listen() -> None:
         signal.signal(signal.SIGTERM, terminate)
     if hasattr(signal, "SIGUSR2") and signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Block SIGUSR2 in what is started inside: a process that has no handler yet is killed by it."""
+    number = getattr(signal, "SIGUSR2", None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number}) if number is not None else set()
+    try:
+        yield
+    finally:
+        if number is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _root(arguments: list[str]) -> Path:
@@ -264,7 +276,9 @@ def execute(config: Config, overrides: list[str]) -> None:
     folder = folder_for(config)
     log.info("run %s", folder)
     if config.shards > 1 and config.shard is None:
-        with others(config, overrides, checkpoint) as first:
+        with ExitStack() as stack:
+            with unwarned():
+                first = stack.enter_context(others(config, overrides, checkpoint))
             summary = run(first, overrides, checkpoint)
     else:
         summary = run(config, overrides, checkpoint)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -53,12 +54,12 @@ class Job:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.devices
         from truthsteer.errors import UserError
 
-        self._note("running")
         try:
+            self._note("running")
             self._run()
         except UserError as error:
-            self._note("failed", str(error))
             sys.stderr.write(f"truthsteer: {error}\n")
+            self._note("failed", str(error))
             sys.exit(EXIT_USER_ERROR)
         except SystemExit as error:
             if error.code in REQUEUED:
@@ -88,7 +89,7 @@ class Job:
         if changed:
             raise UserError(
                 f"truthsteer was changed after this job was submitted ({', '.join(changed[:3])}"
-                f"{f' and {len(changed) - 3} more files' if len(changed) > 3 else ''}). Nothing was computed. Type "
+                f"{f' and {len(changed) - 3} more files' if len(changed) > 3 else ''}). This start computed nothing. Type "
                 f"`{self.resume}` to run it with the code as it is now, or put the code back first."
             )
         from truthsteer.cli import execute, from_plain, set_hub_cache
@@ -100,7 +101,7 @@ class Job:
         execute(config, self.overrides)
 
     def _note(self, state: str, error: str | None = None, trace: str | None = None) -> None:
-        """Say how the job goes; of several tasks of one job, the first one says it."""
+        """Say how the job goes, if the disk lets it; of several tasks of one job, the first one says it."""
         from submitit import JobEnvironment
 
         from truthsteer.files import write_json
@@ -109,25 +110,25 @@ class Job:
         if environment.global_rank:
             return
         path = Path(self.outcome)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path,
-            {
-                "state": state,
-                "id": environment.job_id,
-                "error": error,
-                "traceback": trace,
-                "host": socket.gethostname(),
-                "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-            },
-        )
+        said = {
+            "state": state,
+            "id": environment.job_id,
+            "error": error,
+            "traceback": trace,
+            "host": socket.gethostname(),
+            "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        }
+        with suppress(OSError):  # what ended the job is said by its error log and its exit code too
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, said)
 
 
 def keep_signal_here() -> None:
     """Let this process alone answer the signal that submitit queues the job again by, and let nothing swallow the answer.
 
     Slurm sends it to every process of the step. A forked child has submitit's handler too, and would queue the job a second
-    time; so the signal is blocked in whatever is forked. Where submitit gives up (too many time limits), it raises a
+    time; so the signal is blocked in whatever is forked. A program that is started, such as git, has no handler and is
+    killed by it: where that matters it is started in `cli.unwarned`. Where submitit gives up (too many time limits), it raises a
     RuntimeError wherever the program is; as SystemExit it passes through code that goes on without what failed.
     """
     number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")

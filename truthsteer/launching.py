@@ -7,8 +7,11 @@ waits can be stopped, and asked again, without losing anything.
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,11 @@ from truthsteer.waiting import submit_and_wait
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
+
+LOCKED_S = 30.0
+"""Longer than any command takes to look and to write down what it submits."""
+SECRET = r"""(?i)\b(\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?))=(?!["']?\$)\S"""
+"""What gives a variable that holds a secret its value, and not another variable's or a command's."""
 
 
 def launch(
@@ -55,7 +63,9 @@ def launch(
     configs = [config for config, _ in planned]
     jobs = [job for _, job in planned]
     offline = _offline(jobs)
-    _use_one_cache(configs)
+    _use_one("paths.hf_cache", [config.paths.hf_cache for config in configs])
+    _use_one("paths.root", [config.paths.root for config in configs])
+    set_hub_cache(configs[0].paths.hf_cache)
     dealt: set[str] = set()
     lacks: dict[int, UserError] = {}
     for config, job in planned:
@@ -63,31 +73,33 @@ def launch(
             lack = _check(config, job, offline, dealt)
         if lack is not None:
             lacks[job.number] = _of_job(job.number, job.overrides, lack)
-    root = Path(configs[0].paths.root)
-    notes = _notes(kind, jobs, root)
-    _show(jobs, notes, root)
-    if any(config.dry_run for config in configs):
+    root, dry_run = Path(configs[0].paths.root), any(config.dry_run for config in configs)
+    if dry_run or lacks:
+        _show(jobs, _notes(kind, jobs, root, dry_run=True), root)
+        if not dry_run:
+            raise next(iter(lacks.values()))
         for error in lacks.values():
             console().print(f"Not ready: {error}", soft_wrap=True, highlight=False, markup=False)
         return
-    if lacks:
-        raise next(iter(lacks.values()))
-    todo = [job for job in jobs if not notes[job.number]]
-    if kind == "slurm" and todo:
+    unfinished = [job for job in jobs if not job.finished]
+    if kind == "slurm" and unfinished:
         slurm.require()
-    whole = [job for job in jobs if not notes[job.number] or job.finished or job.same_as]
-    if not whole:  # all are under way, elsewhere and otherwise
+    with _alone(root) if unfinished else nullcontext():
+        notes = _notes(kind, jobs, root)
+        todo = [job for job in jobs if not notes[job.number]]
+        whole = [job for job in jobs if not notes[job.number] or job.finished or job.same_as]
+        sweep = Sweep(
+            str(root), sweeps.new_name([job.run for job in jobs]), kind, f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+            str(Path.cwd()), socket.gethostname(), git_state()["commit"], sources.files(), whole, os.getpid(),
+        )  # fmt: skip
+        for job in todo:
+            job.outcome = str(sweep.path / f"{job.number}.json")
+        if todo:
+            sweep.write()
+    _show(jobs, notes, root)
+    _tell_left([job for job in jobs if job not in whole], notes)
+    if not whole:
         return
-    name = sweeps.new_name([job.run for job in jobs])
-    commit = git_state()["commit"]
-    here, host = str(Path.cwd()), socket.gethostname()
-    sweep = Sweep(
-        str(root), name, kind, f"{datetime.now():%Y-%m-%d %H:%M:%S}", here, host, commit, sources.files(), whole
-    )
-    for job in todo:
-        job.outcome = str(sweep.path / f"{job.number}.json")
-    if todo:
-        sweep.write()
     _mark_examined(master, planned)
     submit_and_wait(sweep, todo, offline, recorded=bool(todo))
 
@@ -102,40 +114,78 @@ def resume(sweep: Sweep, typed: Mapping[str, Any]) -> None:
     Raises:
         UserError, SystemExit: as `launch`.
     """
-    now = sweeps.doing(sweep)
-    if any(item.state is State.unknown for item in now):
-        where = f"on {sweep.host}, where it was started" if sweep.kind == "local" else "on a login node"
-        raise UserError(
-            f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}, or the sweep's own "
-            "command again."
-        )
-    todo = [job for job, item in zip(sweep.jobs, now, strict=True) if item.state not in (State.finished, *ALIVE)]
     for job in sweep.jobs:
         unknown = [key for key in typed if key not in job.launcher]
         if unknown:
             raise UserError(
                 f"hydra.launcher.{unknown[0]} is not a key of this sweep. Its keys are: {', '.join(job.launcher)}."
             )
-        job.launcher |= typed
-    elsewhere = _under_way(sweep.kind, todo, Path(sweep.root), sweep.name)
-    for job in todo:
-        if job.number in elsewhere:
-            console().print(f"job {job.number} is under way in {elsewhere[job.number]}", highlight=False)
-    todo = [job for job in todo if job.number not in elsewhere]
-    if not todo:
-        console().print(f"Nothing is left to submit of {sweep.name}. `{command('status', sweep)}` shows its jobs.")
-        return
-    if sweep.kind == "slurm":
-        slurm.require()
-    for job in todo:
-        if job.id is not None:
-            job.earlier.append(job.id)
-        job.id = job.log = None
-        job.same_as = ""
-        job.outcome = str(sweep.path / f"{job.number}.json")
-    sweep.sources, sweep.commit, sweep.host = sources.files(), git_state()["commit"], socket.gethostname()
-    sweep.write()
+    _refuse_secrets(typed)
+    with _alone(Path(sweep.root)):
+        sweep = sweeps.find(Path(sweep.root), sweep.name)  # as it is now
+        now = sweeps.doing(sweep)
+        if any(item.state is State.unknown for item in now):
+            raise _undecided(sweep)
+        todo = [job for job, item in zip(sweep.jobs, now, strict=True) if item.state not in (State.finished, *ALIVE)]
+        elsewhere = _under_way(sweep.kind, todo, Path(sweep.root), sweep.name)
+        for job in todo:
+            if job.number in elsewhere:
+                console().print(f"job {job.number} is under way: {elsewhere[job.number]}", highlight=False)
+        todo = [job for job in todo if job.number not in elsewhere]
+        if not todo:
+            console().print(f"Nothing is left to submit of {sweep.name}. `{command('status', sweep)}` shows its jobs.")
+            return
+        if sweep.kind == "slurm":
+            slurm.require()
+        for job in todo:
+            job.launcher |= typed
+            if job.id is not None:
+                job.earlier.append(job.id)
+            job.id = job.log = None
+            job.same_as = job.mark = ""
+            job.outcome = str(sweep.path / f"{job.number}.json")
+        sweep.sources, sweep.commit, sweep.host = sources.files(), git_state()["commit"], socket.gethostname()
+        sweep.pid = os.getpid()
+        sweep.write()
     submit_and_wait(sweep, todo, _offline(sweep.jobs), recorded=True)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One command at a time looks what is under way and writes down what it submits, where the file system has locks. A lock
+    that is held for long is a dead node's: it is not waited for."""
+    import fcntl
+
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{sweeps.FOLDER}.lock").open("w") as file:
+        until = time.monotonic() + LOCKED_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.1)
+                    continue
+            except OSError:
+                pass
+            break
+        yield
+
+
+def _undecided(sweep: Sweep) -> UserError:
+    where = f"on {sweep.host}, where it was started" if sweep.kind == "local" else "on a login node"
+    return UserError(
+        f"Whether jobs of {sweep.name} still run cannot be told here. Type the same {where}"
+        + (", or the sweep's own command again." if sweep.kind == "local" else ", when squeue answers there.")
+    )
+
+
+def _tell_left(left: Sequence[SweepJob], notes: Mapping[int, str]) -> None:
+    """What this command does not wait for, though others are at it."""
+    busy = [f"{job.number} ({notes[job.number]})" for job in left if not notes[job.number].startswith("as job ")]
+    if busy:
+        text = f"Left to others, and not waited for: job {', '.join(busy)}. Type the same command when they have ended."
+        console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 # ------------------------------------------------------------------------------------------------ before anything
@@ -168,6 +218,7 @@ def _planned(
         whole = loader.load_sweep_config(master, list(overrides))
         launcher = OmegaConf.to_container(whole.hydra.launcher, resolve=True)
         assert isinstance(launcher, dict)
+        _refuse_secrets(launcher)
         OmegaConf.set_struct(whole, False)
         whole.pop("hydra")
         config = to_config(whole)
@@ -181,6 +232,18 @@ def _planned(
     keys = {str(key): value for key, value in launcher.items()}
     done = _is_finished(run, shown)
     return config, SweepJob(number, typed, str(run), share, plain, keys, "", finished=done)
+
+
+def _refuse_secrets(launcher: Mapping[Any, Any]) -> None:
+    """What is typed for jobs is kept in files that others may read."""
+    for key in ("setup", "additional_parameters"):
+        lines = launcher.get(key) or ()
+        for text in lines.values() if isinstance(lines, Mapping) else lines:
+            if found := re.search(SECRET, str(text)):
+                raise UserError(
+                    f"hydra.launcher.{key} gives {found[1]} its value, which would be written down. Export it in the "
+                    f"shell that you submit from, or type `export {found[1]}=$(cat FILE)` with a file that only you may read."
+                )
 
 
 def _is_finished(run: Path, config: Config) -> bool:
@@ -205,13 +268,10 @@ def _offline(jobs: Sequence[SweepJob]) -> bool:
     return offline
 
 
-def _use_one_cache(configs: Sequence[Config]) -> None:
-    caches = sorted({str(config.paths.hf_cache) for config in configs})
-    if len(caches) > 1:
-        raise UserError(
-            f"paths.hf_cache has several values in one sweep ({', '.join(caches)}). Type one sweep for each."
-        )
-    set_hub_cache(configs[0].paths.hf_cache)
+def _use_one(key: str, values: Sequence[Any]) -> None:
+    several = sorted(set(map(str, values)))
+    if len(several) > 1:
+        raise UserError(f"{key} has several values in one sweep ({', '.join(several)}). Type one sweep for each.")
 
 
 def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> UserError | None:
@@ -240,13 +300,13 @@ def _check(config: Config, job: SweepJob, offline: bool, dealt: set[str]) -> Use
     return None
 
 
-def _notes(kind: str, jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
+def _notes(kind: str, jobs: Sequence[SweepJob], root: Path, dry_run: bool = False) -> dict[int, str]:
     """Why a job is not submitted: number -> `finished`, `as job 0`, or where it is under way. Empty: it is."""
     first: dict[str, int] = {}
     for job in jobs:
         first.setdefault(job.run + job.share, job.number)
     own = [job for job in jobs if first[job.run + job.share] == job.number]
-    under_way = _under_way(kind, [job for job in own if not job.finished], root)
+    under_way = _under_way(kind, [job for job in own if not job.finished], root, dry_run=dry_run)
     notes: dict[int, str] = {}
     for job in jobs:
         same = first[job.run + job.share]
@@ -256,24 +316,42 @@ def _notes(kind: str, jobs: Sequence[SweepJob], root: Path) -> dict[int, str]:
     return notes
 
 
-def _under_way(kind: str, jobs: Sequence[SweepJob], root: Path, but: str = "") -> dict[int, str]:
+def _under_way(kind: str, jobs: Sequence[SweepJob], root: Path, but: str = "", dry_run: bool = False) -> dict[int, str]:
     """Jobs whose run is queued or running in another sweep: number -> where. They stand for those, if they can be waited for
-    together."""
-    wanted = {job.run + job.share: job for job in jobs}
+    together. A run that is shared by another number of jobs is left to them.
+
+    Raises:
+        UserError: Slurm was given one, and cannot be asked now; a dry run only says so.
+    """
     found: dict[int, str] = {}
+    runs = {job.run for job in jobs}
     for sweep in sweeps.all_of(root):
-        if sweep.name == but or not any(job.run + job.share in wanted for job in sweep.jobs):
+        if sweep.name == but or not any(job.run in runs for job in sweep.jobs):
             continue
-        for job, now in zip(sweep.jobs, sweeps.doing(sweep), strict=True):
-            mine = wanted.get(job.run + job.share)
-            lost = sweep.kind == "local" and now.state is State.unknown  # of a machine that may be gone
-            if mine is None or mine.number in found or now.state not in ALIVE or lost:
+        for job, now in zip(sweep.jobs, sweeps.doing(sweep, ends=False), strict=True):
+            # A machine that cannot be asked may be gone, with its processes; so may a cluster, seen from outside.
+            lost = now.state is State.unknown and not (kind == sweep.kind == "slurm")
+            if now.state not in ALIVE or lost:
                 continue
-            if sweep.kind == kind:
-                mine.id, mine.outcome, mine.log = job.id, job.outcome, job.log
-                mine.same_as = f"{sweep.name}, job {job.number}"
-            found[mine.number] = f"{now.state} as {job.id} ({sweep.name})"
+            for mine in jobs:
+                same = mine.share == job.share
+                if mine.run != job.run or mine.number in found:
+                    continue
+                if not same and _shares(mine) == _shares(job):
+                    continue  # another part of it
+                if now.state is State.unknown and not dry_run:
+                    raise _undecided(sweep)
+                if same and sweep.kind == kind and job.id is not None:
+                    mine.id, mine.outcome, mine.log = job.id, job.outcome, job.log
+                    mine.same_as = f"{sweep.name}, job {job.number}"
+                part = "" if same else f", part{job.share}"
+                found[mine.number] = f"{now.state}{f' as {job.id}' if job.id else ''} ({sweep.name}{part})"
     return found
+
+
+def _shares(job: SweepJob) -> str:
+    """How many jobs share the run."""
+    return job.share.partition("/")[2]
 
 
 def _show(jobs: Sequence[SweepJob], notes: Mapping[int, str], root: Path) -> None:

@@ -18,9 +18,14 @@ Advance = Callable[[int], None]
 console = Console(stderr=True)
 
 FILE = "progress.json"
-"""In a run's folder: what is being done, how many steps of how many."""
+"""In a run's folder: what is being done, how many steps of how many; a shard but the first has one of its own."""
 EVERY_S = 5.0
 """Between two looks that the file allows."""
+
+
+def file_of(shard: int | None) -> str:
+    """The name of a shard's file."""
+    return f"progress-{shard}.json" if shard else FILE
 
 
 @contextmanager
@@ -38,8 +43,8 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
         yield lambda done: progress.advance(task, done)
 
 
-def on_file(advance: Advance, folder: Path, description: str, total: int) -> Advance:
-    """The same, that also keeps `FILE` in a folder, written now and then."""
+def on_file(advance: Advance, folder: Path, description: str, total: int, shard: int | None = None) -> Advance:
+    """The same, that also keeps a shard's `FILE` in a folder, written now and then."""
     done, next_time = 0, time.monotonic() + EVERY_S
 
     def step(count: int) -> None:
@@ -48,7 +53,7 @@ def on_file(advance: Advance, folder: Path, description: str, total: int) -> Adv
         done += count
         if time.monotonic() >= next_time:
             with suppress(OSError):  # a full disk stops the run where something is lost by it, not here
-                write_json(folder / FILE, {"what": description, "done": done, "of": total})
+                write_json(folder / file_of(shard), {"what": description, "done": done, "of": total})
             next_time = time.monotonic() + EVERY_S
 
     return step

@@ -41,6 +41,18 @@ def queue(ids: Iterable[str]) -> dict[str, tuple[str, str]] | None:
     return found
 
 
+def named(names: Iterable[str]) -> dict[str, str] | None:
+    """The jobs of a name that are queued or running: name -> id, of the array if they are one. None: as `queue`."""
+    wanted = set(names)
+    if not wanted:
+        return {}
+    done = _run("squeue", "-h", "-o", "%F|%j", f"--name={','.join(sorted(wanted))}")
+    if done is None or done.returncode:
+        return None
+    pairs = (line.strip().partition("|") for line in done.stdout.splitlines())
+    return {name: job for job, _, name in pairs if name in wanted}
+
+
 def ends(ids: Iterable[str]) -> dict[str, str]:
     """How jobs ended, such as `CANCELLED`, as far as anybody remembers: accounting if there is any, else the scheduler."""
     wanted = set(ids)

@@ -1,4 +1,7 @@
-"""Which code this is: a hash of every source file, so that a job can tell whether it changed while it was queued."""
+"""Which code this is: a hash of every file that comes with it, so that a job can tell whether one changed while it was queued.
+
+Not of YAML files: a job reads none, since its config is composed before it is queued. Nor of components of your own.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ PLUGIN = PACKAGE.parent / "hydra_plugins" / "truthsteer_launcher"
 
 def files() -> dict[str, str]:
     """Path below the folder that holds the package -> the first 16 hex digits of the file's sha256."""
-    found = sorted([*PACKAGE.rglob("*.py"), *PLUGIN.rglob("*.py")])
+    found = sorted(
+        path
+        for folder in (PACKAGE, PLUGIN)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".yaml") and not path.name.startswith(".")
+    )
     return {str(path.relative_to(PACKAGE.parent)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in found}
 
 

@@ -58,7 +58,7 @@ def show(sweep: Sweep) -> None:
         if line:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
     counts = Counter(item.state for item in now)
-    out.print(", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    out.print(", ".join(f"{counts[state]} {state}" for state in State if counts[state]), highlight=False)
     if any(item.state not in (State.finished, *ALIVE) for item in now):
         out.print(f"`{command('resume', sweep)}` submits those again that did not finish.", soft_wrap=True)
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from truthsteer.sweeps import Sweep, SweepJob, command
 
 OWN_KEYS = ("_target_", "submitit_folder", "max_num_timeout", "wait", "offline", "at_once")
 """Keys of hydra.launcher that are no parameters of a job."""
-LOCAL_TIMEOUTS = 100
-"""How often a local process may come to `timeout_min` and go on."""
+LOCAL_TIMEOUTS = 5
+"""How often a local process may come to a `timeout_min` that was typed, and go on: submitit starts it six times at most."""
+NO_LIMIT_MIN = 60 * 24 * 365 * 10
+"""What submitit is told where there is no time limit."""
 
 
 def _job(sweep: Sweep, job: SweepJob, offline: bool, devices: str | None = None) -> Job:
@@ -40,6 +43,7 @@ def _executor(kind: str, launcher: Mapping[str, Any]) -> Any:
     made = submitit.AutoExecutor(launcher["submitit_folder"], cluster=kind, **{f"{kind}_max_num_timeout": timeouts})
     shared = set(OmegaConf.structured(BaseQueueConf))
     keys = {key: value for key, value in launcher.items() if key not in OWN_KEYS and value is not None}
+    keys.setdefault("timeout_min", NO_LIMIT_MIN)
     if not keys.get("gpus_per_node"):
         keys.pop("gpus_per_node", None)  # a cluster without GPUs refuses to be asked for none
     made.update_parameters(**{key if key in shared else f"{kind}_{key}": value for key, value in keys.items()})
@@ -66,11 +70,20 @@ def submit(sweep: Sweep, todo: Sequence[SweepJob], offline: bool) -> None:
     from submitit.core.utils import FailedJobError
 
     for launcher, members in _classes(todo):
+        # A name of their own, on record before they are queued: they are found by it if this process ends in between.
+        mark = f"{launcher['name']}-{sweep.name}-{uuid.uuid4().hex[:6]}"
+        for job in members:
+            job.mark = mark
+        sweep.write()
         try:
-            executor = _executor("slurm", launcher)
+            executor = _executor("slurm", launcher | {"name": mark})
             with executor.batch():
                 made = [executor.submit(_job(sweep, job, offline)) for job in members]
         except (FailedJobError, OSError) as error:
+            for job in members:
+                job.mark = ""
+            sweep.pid = None
+            sweep.write()
             queued = [job.id for job in todo if job.id is not None]
             rest = (
                 f"{len(queued)} other jobs are queued: `{command('status', sweep)}` shows them, and "
@@ -82,6 +95,9 @@ def submit(sweep: Sweep, todo: Sequence[SweepJob], offline: bool) -> None:
             raise UserError(f"Slurm refuses job {numbers}: {_last(str(error))} {rest}") from error
         for job, submitted in zip(members, made, strict=True):
             job.id, job.log = submitted.job_id, str(submitted.paths.stdout)
+        sweep.write()
+    sweep.pid = None
+    if todo:
         sweep.write()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 
 from truthsteer import progress, slurm
 from truthsteer.errors import UserError, did_you_mean
-from truthsteer.files import digest, read_json, remembered, write_json
+from truthsteer.files import digest, remembered, write_json
 from truthsteer.runs import RECORD
 
 FOLDER = ".sweeps"
@@ -38,7 +39,7 @@ class State(StrEnum):
     ended = "ended early"
     """Gone from the queue without having said how it went: cancelled, or killed."""
     unknown = "unknown"
-    """Slurm cannot be asked from here."""
+    """Slurm, or the machine that it was started on, cannot be asked from here."""
 
 
 ALIVE = (State.queued, State.running, State.unknown)
@@ -67,6 +68,8 @@ class SweepJob:
     """Another job that does the same, which this one left the work to."""
     id: str | None = None
     """Slurm's id, or of a local process."""
+    mark: str = ""
+    """Slurm's name for the jobs that it is submitted with, written down before they are."""
     earlier: list[str] = field(default_factory=list)
     """Ids under which it was submitted before."""
     log: str | None = None
@@ -101,6 +104,8 @@ class Sweep:
     sources: dict[str, str]
     """The code: see `sources.files`."""
     jobs: list[SweepJob]
+    pid: int | None = None
+    """The process, of `host`, that is about to submit or start the jobs that have no id."""
 
     @property
     def path(self) -> Path:
@@ -132,11 +137,14 @@ def new_name(runs: Sequence[str]) -> str:
 
 
 def all_of(root: Path) -> Iterator[Sweep]:
-    """Sweeps under a root, the newest first."""
+    """Sweeps under a root, the newest first. One that cannot be read is left out, and said to be."""
     for path in sorted((root / FOLDER).glob(f"*/{FILE}"), reverse=True):
-        whole = read_json(path)
-        jobs = [SweepJob(**job) for job in whole.pop("jobs")]
-        yield Sweep(**{**whole, "root": str(root)}, jobs=jobs)
+        try:
+            whole = remembered(path)
+            jobs = [SweepJob(**job) for job in whole.pop("jobs")]
+            yield Sweep(**{**whole, "root": str(root)}, jobs=jobs)
+        except (AttributeError, KeyError, TypeError):
+            sys.stderr.write(f"{path} is damaged, or of another version of truthsteer: its jobs are not looked at.\n")
 
 
 def find(root: Path, name: str | None) -> Sweep:
@@ -196,19 +204,55 @@ def different(jobs: Sequence[SweepJob]) -> list[str]:
     return [" ".join(word for word in job.overrides if word not in shared) for job in jobs]
 
 
-def doing(sweep: Sweep) -> list[Doing]:
-    """What each job is doing. The queue is asked first: a job that leaves it has written how it ended by then."""
+def doing(sweep: Sweep, ends: bool = True) -> list[Doing]:
+    """What each job is doing. The queue is asked first: a job that leaves it has written how it ended by then.
+
+    Args:
+        sweep: its jobs; one whose id was never written down is given it, if it can be found.
+        ends: whether to ask Slurm how those ended that it does not know any more.
+    """
+    starting = sweep.pid is not None and sweep.pid != os.getpid()
+    here = sweep.host == socket.gethostname()
+    starting = starting and (_alive(str(sweep.pid), b"truthsteer") if here else sweep.kind == "local")
+    sure = starting or _find_ids(sweep)
     ids = [job.id for job in sweep.jobs if job.id is not None]
     queue = slurm.queue(ids) if sweep.kind == "slurm" else _processes(sweep, ids)
     found = [_doing(job, queue) for job in sweep.jobs]
-    if sweep.kind == "slurm":
-        gone = [str(job.id) for job, now in zip(sweep.jobs, found, strict=True) if now.state is State.ended]
-        ends = slurm.ends(gone)
-        found = [
-            Doing(now.state, ends.get(str(job.id), now.why), now.restarts) if now.state is State.ended else now
-            for job, now in zip(sweep.jobs, found, strict=True)
-        ]
-    return found
+    for place, (job, now) in enumerate(zip(sweep.jobs, found, strict=True)):
+        if now.state is State.new and starting and not job.same_as:
+            found[place] = Doing(State.queued, f"in process {sweep.pid}") if here else Doing(State.unknown)
+        elif now.state is State.new and job.mark and not sure:
+            found[place] = Doing(State.unknown)
+        if found[place].state is State.unknown:
+            why = "Slurm cannot be asked" if sweep.kind == "slurm" else f"{sweep.host} knows, where it was started"
+            found[place] = replace(found[place], why=why)
+    return how_ended(sweep, found) if ends else found
+
+
+def how_ended(sweep: Sweep, found: Sequence[Doing]) -> list[Doing]:
+    """The same, with Slurm's word for those that ended early."""
+    gone = [str(job.id) for job, now in zip(sweep.jobs, found, strict=True) if now.state is State.ended]
+    words = slurm.ends(gone) if sweep.kind == "slurm" else {}
+    return [
+        replace(now, why=words.get(str(job.id), now.why)) if now.state is State.ended else now
+        for job, now in zip(sweep.jobs, found, strict=True)
+    ]
+
+
+def _find_ids(sweep: Sweep) -> bool:
+    """Give their ids to jobs whose submission was killed before it wrote them down; False: Slurm had to be asked, and cannot."""
+    lost = [job for job in sweep.jobs if job.mark and job.id is None and not job.same_as]
+    arrays = slurm.named(job.mark for job in lost)
+    for job in lost:
+        said = remembered(Path(job.outcome)) or {}
+        if said.get("id") not in (None, *job.earlier):
+            job.id = said["id"]
+        elif array := (arrays or {}).get(job.mark):
+            together = [other for other in sweep.jobs if other.mark == job.mark]
+            job.id = array if len(together) == 1 else f"{array}_{together.index(job)}"
+        if job.id is not None:
+            job.log = f"{job.launcher['submitit_folder'].replace('%j', job.id)}/{job.id}_0_log.out"
+    return arrays is not None
 
 
 def _doing(job: SweepJob, queue: dict[str, tuple[str, str]] | None) -> Doing:
@@ -220,56 +264,53 @@ def _doing(job: SweepJob, queue: dict[str, tuple[str, str]] | None) -> Doing:
     restarts = said.get("restarts", 0)
     if said.get("state") == State.finished:
         return Doing(State.finished, "", restarts)
+    state, where = (queue or {}).get(job.id, ("", ""))
+    if state in ("PENDING", "REQUEUED", "SPECIAL_EXIT"):
+        return Doing(State.queued, where, restarts)
     if said.get("state") == State.failed:
         return Doing(State.failed, said["error"] or "", restarts)
     if queue is None:
-        return Doing(State.unknown, "Slurm cannot be asked", restarts)
-    if job.id in queue:
-        state, where = queue[job.id]
-        return Doing(
-            State.queued if state in ("PENDING", "REQUEUED", "SPECIAL_EXIT") else State.running, where, restarts
-        )
+        return Doing(State.unknown, "", restarts)
+    if state:
+        return Doing(State.running, where, restarts)
     return Doing(State.ended, "killed" if said.get("state") != "interrupted" else "interrupted", restarts)
 
 
 def outcome(job: SweepJob) -> dict[str, Any]:
     """What the job itself said last, under its present id."""
-    path = Path(job.outcome)
-    if not path.is_file():
-        return {}
-    said: dict[str, Any] = read_json(path)
-    return said if said["id"] == job.id else {}
+    said: dict[str, Any] = remembered(Path(job.outcome)) or {}
+    return said if said.get("id") == job.id else {}
 
 
 def _processes(sweep: Sweep, ids: Sequence[str]) -> dict[str, tuple[str, str]] | None:
     """The same as a queue, of processes of this machine."""
     if sweep.host != socket.gethostname():
         return None
-    return {pid: ("RUNNING", "") for pid in ids if _alive(pid)}
+    return {pid: ("RUNNING", "") for pid in ids if _alive(pid, b"submitit")}
 
 
-def _alive(pid: str) -> bool:
-    """Whether a process is there and is a job's; a number may be another process's by now."""
+def _alive(pid: str, word: bytes) -> bool:
+    """Whether a process is there whose command has a word in it; a number may be another process's by now."""
+    command = Path(f"/proc/{pid}/cmdline")
     try:
         os.kill(int(pid), 0)
+        return word in command.read_bytes() if command.exists() else True
     except (OSError, ValueError):
         return False
-    command = Path(f"/proc/{pid}/cmdline")
-    return b"submitit" in command.read_bytes() if command.exists() else True
 
 
 def stage(job: SweepJob) -> str:
     """How far its run has come, by its own files: `generate, 3 of 7 done; generate: answers 320/964`."""
-    path = Path(job.run) / RECORD
-    if not path.is_file():
+    shard = job.config.get("shard")
+    said = remembered(Path(job.run) / (f"shard-{shard}.json" if shard else RECORD))
+    if not isinstance(said, dict):
         return ""
-    stages = read_json(path)["stages"]
-    wanted = job.config["stages"]
+    stages, wanted = said.get("stages", {}), job.config["stages"]
     done = sum(stages.get(name, {}).get("state") == "done" for name in wanted)
     now = [name for name in wanted if stages.get(name, {}).get("state") == "running"]
     if not now:
         return f"{done} of {len(wanted)} done"
-    step = remembered(path.with_name(progress.FILE))
+    step = remembered(Path(job.run) / progress.file_of(shard))
     begun = step is not None and str(step["what"]).startswith(now[0])
     within = f"; {step['what']} {step['done']}/{step['of']}" if step is not None and begun else ""
     return f"{now[0]}, {done} of {len(wanted)} done{within}"
@@ -277,7 +318,8 @@ def stage(job: SweepJob) -> str:
 
 def last_line(job: SweepJob) -> str:
     """The last line of what it wrote: to its error log, else to its run's log."""
-    for path in (Path(job.errors), Path(job.run) / "log.txt"):
+    shard = job.config.get("shard")
+    for path in (Path(job.errors), Path(job.run) / (f"shard-{shard}.log" if shard else "log.txt")):
         if path.is_file():
             with path.open("rb") as file:
                 file.seek(max(0, path.stat().st_size - TAIL_BYTES))

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from truthsteer import sweeps
-from truthsteer.cli import EXIT_INTERRUPTED
+from truthsteer.cli import EXIT_INTERRUPTED, EXIT_TERMINATED
+from truthsteer.errors import TerminatedError
 from truthsteer.submitting import Pool, submit
 from truthsteer.sweeps import ALIVE, Doing, State, Sweep, SweepJob, command, different
 from truthsteer.terminal import console
 
 EXIT_FAILED = 1
-CONFIRM_S = 10
-"""A job must be gone from the queue this long, without a word, before it counts as ended."""
+CONFIRM_S = 90
+"""A job must be gone from the queue this long, without a word, before it counts as ended: its file may lie on a network file
+system, whose clients see new files up to a minute late."""
 PAUSE_S = {"slurm": (2.0, 15.0), "local": (0.3, 1.0)}
 """Between two looks at the jobs: the first pause, and the longest."""
 
@@ -41,17 +43,17 @@ def submit_and_wait(sweep: Sweep, todo: list[SweepJob], offline: bool, recorded:
             return
     try:
         ends = wait(sweep, pool)
-    except KeyboardInterrupt:
-        _interrupted(sweep, pool, recorded)
+    except KeyboardInterrupt as error:
+        _interrupted(sweep, pool, recorded, isinstance(error, TerminatedError))
     if report(sweep, ends, recorded):
         sys.exit(EXIT_FAILED)
 
 
-def _interrupted(sweep: Sweep, pool: Pool | None, recorded: bool) -> NoReturn:
+def _interrupted(sweep: Sweep, pool: Pool | None, recorded: bool, terminated: bool) -> NoReturn:
     if pool is not None:
         pool.stop()
         lost = f"`{command('resume', sweep)}` goes on from here, and so does the same command."
-        sys.stderr.write(f"\nInterrupted, with its processes. {lost}\n")
+        sys.stderr.write(f"\n{'Terminated' if terminated else 'Interrupted'}, with its processes. {lost}\n")
     else:
         others = sorted({job.same_as.partition(",")[0] for job in sweep.jobs if job.same_as})
         shown = [sweep] if recorded else [replace(sweep, name=name) for name in others]
@@ -60,7 +62,7 @@ def _interrupted(sweep: Sweep, pool: Pool | None, recorded: bool) -> NoReturn:
                 f"\nStopped waiting; the jobs go on. `{command('status', one)}` shows how they do, "
                 f"`{command('resume', one)}` submits again what ends early.\n"
             )
-    sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
 
 
 def wait(sweep: Sweep, pool: Pool | None) -> list[Doing]:
@@ -74,9 +76,11 @@ def wait(sweep: Sweep, pool: Pool | None) -> list[Doing]:
     while True:
         if pool is not None:
             pool.fill()
-        now = sweeps.doing(sweep)
+        now = sweeps.doing(sweep, ends=False)
         if sweep.kind == "slurm":
             now = [_confirmed(place, said[place], item, missed) for place, item in enumerate(now)]
+            if any(item.state is State.ended is not before.state for before, item in zip(said, now, strict=True)):
+                now = sweeps.how_ended(sweep, now)
         counts = Counter(item.state for item in now)
         for job, before, item in zip(sweep.jobs, said, now, strict=True):
             if (before.state, before.restarts) != (item.state, item.restarts) and not job.finished:
@@ -105,6 +109,8 @@ def _confirmed(place: int, before: Doing, now: Doing, missed: dict[int, float]) 
     if now.state is not State.ended:
         missed.pop(place, None)
         return now
+    if before.state is State.ended:
+        return before
     since = missed.setdefault(place, time.monotonic())
     recent = time.monotonic() - since < CONFIRM_S
     return now if not recent else before if before.state in ALIVE else Doing(State.queued)

@@ -219,7 +219,7 @@ class Workspace:
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Advance]:
         with progress_bar(description, total) as advance:
-            yield advance if self.config.shard else on_file(advance, self.folder, description, total)
+            yield on_file(advance, self.folder, description, total, self.config.shard)
 
 
 def questions_digest(questions: tuple[Question, ...]) -> str:

@@ -50,6 +50,8 @@ class LocalConf(LocalQueueConf):
     """The same for processes of this machine."""
 
     _target_: str = "hydra_plugins.truthsteer_launcher.LocalLauncher"
+    # minutes after which a process is started again; null: never
+    timeout_min: Optional[int] = None  # type: ignore[assignment]  # noqa: UP045
     # processes at once; null: as many as there are GPUs for, or 1
     at_once: Optional[int] = None  # noqa: UP045
     offline: Optional[bool] = None  # noqa: UP045

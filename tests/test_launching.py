@@ -739,3 +739,18 @@ def test_every_command_has_help(name):
     assert done.returncode == 0
     assert f"truthsteer {name}" in done.stdout
     assert f"truthsteer {name}" in (REPO / "conf" / "hydra" / "help" / "truthsteer.yaml").read_text()
+
+
+def test_a_process_counts_that_has_only_just_begun_but_not_one_that_has_ended(monkeypatch):
+    import psutil
+
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "submitit"]) as process:
+        assert sweeps._alive(str(process.pid), "submitit")
+        assert not sweeps._alive(str(process.pid), "another")
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda self: [])
+        assert sweeps._alive(str(process.pid), "submitit"), "the kernel has not written its command yet"
+        process.kill()
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert not sweeps._alive(str(process.pid), "submitit")
+    assert not sweeps._alive(str(process.pid), "submitit")

@@ -17,6 +17,7 @@ from truthsteer import pipeline
 from truthsteer.cli import to_config
 from truthsteer.config import Config
 from truthsteer.errors import UserError
+from truthsteer.files import digest, file_sha256, write_json
 from truthsteer.model import LanguageModel
 
 SMALL = (
@@ -123,6 +124,16 @@ def stored(root: Path) -> Path:
     return report
 
 
+def put_back(root: Path, report: dict) -> None:
+    """The report changed, as if the run had found that: the artifact is whole."""
+    path = stored(root)
+    path.write_text(json.dumps(report))
+    meta = json.loads((path.parent / "meta.json").read_text())
+    meta["files"][path.name] = file_sha256(path)
+    del meta["sha256"]
+    write_json(path.parent / "meta.json", meta | {"sha256": digest(meta)})
+
+
 def test_activations_that_were_read_before_are_held_to_what_is_asked_now(overflowing, tmp_path, loads, caplog):
     own = ("dtype=bf16", "stages=[extract]")
     run(overflowing, tmp_path, *own)
@@ -131,7 +142,7 @@ def test_activations_that_were_read_before_are_held_to_what_is_asked_now(overflo
         UserError, match=r"max_length=8: the longest .* Type steering\.max_length=\d+, or a shorter prompt"
     ):
         run(overflowing, tmp_path, *own, "steering.max_length=8")
-    stored(tmp_path).write_text(json.dumps(report | {"outcome": "not finite", "verdict": "It overflowed."}))
+    put_back(tmp_path, report | {"outcome": "not finite", "verdict": "It overflowed."})
     with pytest.raises(UserError, match=r"It overflowed\. Type one of: "):
         run(overflowing, tmp_path, *own)
     with pytest.raises(UserError, match=r"It overflowed\."):
@@ -153,7 +164,7 @@ def test_numbers_that_are_wrong_are_never_gone_on_with(overflowing, tmp_path, na
     run(overflowing, tmp_path, "dtype=bf16", "stages=[extract]")
     report = json.loads(stored(tmp_path).read_text())
     failed = {"name": name, "passed": False, "value": 1.0, "bound": 0.0, "meaning": "It is broken."}
-    stored(tmp_path).write_text(json.dumps(report | {"checks": [failed]}))
+    put_back(tmp_path, report | {"checks": [failed]})
     with pytest.raises(UserError) as refused:
         run(overflowing, tmp_path, "dtype=bf16", "dtype.on_overflow=warn", "stages=[extract]")
     assert str(refused.value) == f"dtype=bf16: the numbers cannot be trusted ({name}). It is broken. Type {remedy}."

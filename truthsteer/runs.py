@@ -151,8 +151,7 @@ class RunRecord:
             check_run_id(str(self.config.run_id))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RECORD
-        if not self.config.shard:
-            (self.folder / progress.FILE).unlink(missing_ok=True)  # an earlier start's
+        self._forget_progress()  # an earlier start's
         old = remembered(path) or {}
         self._known = frozenset(old.get("artifacts", ()))
         self.data: dict[str, Any] = {
@@ -216,10 +215,15 @@ class RunRecord:
             entry["seconds"] = round(before + time.monotonic() - start, 2)
             self.write()
 
+    def _forget_progress(self) -> None:
+        (self.folder / progress.file_of(self.config.shard)).unlink(missing_ok=True)
+
     def finish(self, state: str, error: str | None = None) -> None:
         """Record how the run ended. Of several processes on it, one that has finished has the last word."""
         self.data["state"], self.data["error"] = state, error
         self.write(begin=state == "finished")
+        if state == "finished":
+            self._forget_progress()
 
 
 def _now() -> str:

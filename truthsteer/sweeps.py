@@ -213,7 +213,7 @@ def doing(sweep: Sweep, ends: bool = True) -> list[Doing]:
     """
     starting = sweep.pid is not None and sweep.pid != os.getpid()
     here = sweep.host == socket.gethostname()
-    starting = starting and (_alive(str(sweep.pid), b"truthsteer") if here else sweep.kind == "local")
+    starting = starting and (_alive(str(sweep.pid), "truthsteer") if here else sweep.kind == "local")
     sure = starting or _find_ids(sweep)
     ids = [job.id for job in sweep.jobs if job.id is not None]
     queue = slurm.queue(ids) if sweep.kind == "slurm" else _processes(sweep, ids)
@@ -286,16 +286,19 @@ def _processes(sweep: Sweep, ids: Sequence[str]) -> dict[str, tuple[str, str]] |
     """The same as a queue, of processes of this machine."""
     if sweep.host != socket.gethostname():
         return None
-    return {pid: ("RUNNING", "") for pid in ids if _alive(pid, b"submitit")}
+    return {pid: ("RUNNING", "") for pid in ids if _alive(pid, "submitit")}
 
 
-def _alive(pid: str, word: bytes) -> bool:
-    """Whether a process is there whose command has a word in it; a number may be another process's by now."""
-    command = Path(f"/proc/{pid}/cmdline")
+def _alive(pid: str, word: str) -> bool:
+    """Whether a process is there whose command has a word in it: a number may be another process's by now. The command of
+    one that has only just begun is empty."""
+    import psutil
+
     try:
-        os.kill(int(pid), 0)
-        return word in command.read_bytes() if command.exists() else True
-    except (OSError, ValueError):
+        process = psutil.Process(int(pid))
+        command = process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and (not command or any(word in part for part in command))
+    except (psutil.Error, ValueError):
         return False
 
 

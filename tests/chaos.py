@@ -62,8 +62,13 @@ def start(root: Path, *more: str, before: Callable[[], object] = lambda: None) -
     sys.argv = ["truthsteer", *SMALL, f"paths.root={root}", *more]
     status = 1
     try:
+        import torch
+
         from truthsteer.cli import main
 
+        torch.set_num_threads(
+            1
+        )  # renews the pool that a fork leaves behind, before several threads do so at once and fail
         before()
         main()
         status = 0

@@ -295,7 +295,7 @@ def test_a_window_that_no_kind_of_layer_is_said_to_have(kinds, tokenizer):
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-def test_a_decoder_that_takes_no_mask_is_found_out(refuses, tokenizer, monkeypatch):
+def test_a_decoder_that_takes_no_mask_is_found_out(refuses, tokenizer, monkeypatch, caplog):
     model = build("gemma3")
     decoder = model.get_decoder()
     forward = decoder.forward
@@ -307,9 +307,11 @@ def test_a_decoder_that_takes_no_mask_is_found_out(refuses, tokenizer, monkeypat
             attention_mask = None
         return forward(*given, attention_mask=attention_mask, **more)
 
+    caplog.set_level("INFO", "truthsteer")
     monkeypatch.setattr(decoder, "forward", own_mask)
     lm, asked = LanguageModel(model, tokenizer), branches(20)
     assert not lm.any_mask
+    assert "each text is computed apart, which is slower" in caplog.text
     for _, unit in list(score(lm, asked, [None])):
         for item in unit:
             wanted = alone(lm, asked[item.branch], asked[item.branch].continuations[item.continuation], None)

@@ -479,7 +479,7 @@ def test_so_many_processes_run_at_once_as_there_are_gpus_for(gpus, devices, at_o
     sweep = made(tmp_path, 5, "local")
     for job in sweep.jobs:
         job.launcher |= {"gpus_per_node": gpus, "at_once": at_once}
-    monkeypatch.setattr(submitting, "_devices", lambda: devices)
+    monkeypatch.setattr(submitting, "gpus", lambda: devices)
 
     class Process:
         job_id = "1"

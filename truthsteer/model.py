@@ -239,7 +239,7 @@ class LanguageModel:
             getattr(self.text_config, "layer_types", None),
             getattr(self.text_config, "sliding_window", None),
         )
-        masked = {Attention.sdpa.value, Attention.eager.value}
+        masked, kind = {Attention.sdpa.value, Attention.eager.value}, type(self.model).__name__
         if not self.only_attends or self.text_config._attn_implementation not in masked:
             return False
         if kinds is not None and window is not None and "sliding_attention" not in kinds:
@@ -253,8 +253,10 @@ class LanguageModel:
         try:
             together = self.forward(ids, mask=sees[None].to(self.device), positions=positions)
             apart = [self.forward(ids[:, nodes]) for nodes in ([0, 1, 2, 3], [0, 1, 4, 5])]
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            log.debug("its attention takes no mask: %s", error)
+            log.info("%s takes no mask of its own (%s): each text is computed apart, which is slower", kind, error)
             return False
         assert together is not None
         found = torch.cat([together[:, [0, 1, 2, 3]], together[:, [0, 1, 4, 5]]]).float()
@@ -263,7 +265,9 @@ class LanguageModel:
         gap = (found - wanted)[both].norm() / wanted[both].norm().clamp(min=1e-30)
         taken = bool(gap <= MASK_GAP[self.model.dtype == torch.float32])
         if not taken:
-            log.debug("its attention does not heed a mask: %.2g", float(gap))
+            log.info(
+                "%s does not heed a mask (off by %.2g): each text is computed apart, which is slower", kind, float(gap)
+            )
         return taken
 
     def _attention_masks(self, sees: Tensor, positions: Tensor) -> Any:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from truthsteer.errors import UserError
 from truthsteer.jobs import Job
-from truthsteer.shards import gpus as _devices
+from truthsteer.shards import gpus
 from truthsteer.sweeps import Sweep, SweepJob, command
 
 OWN_KEYS = ("_target_", "submitit_folder", "max_num_timeout", "wait", "offline", "at_once")
@@ -119,7 +119,7 @@ class Pool:
             raise UserError(
                 f"hydra.launcher.at_once={self.at_once} runs nothing. Type hydra.launcher.at_once=1 or more."
             )
-        self.devices = _devices() if any(job.launcher["gpus_per_node"] for job in todo) else []
+        self.devices = gpus() if any(job.launcher["gpus_per_node"] for job in todo) else []
 
     def fill(self) -> None:
         """Start what there is room for, in order."""
@@ -136,10 +136,10 @@ class Pool:
             self.running.append((process, devices))
             self.sweep.write()
 
-    def _room(self, gpus: int) -> tuple[str, ...] | None:
+    def _room(self, wanted: int) -> tuple[str, ...] | None:
         """The devices that a job would have, if it may start now: those least used."""
         used = Counter(device for _, devices in self.running for device in devices)
-        picked = tuple(sorted(self.devices, key=lambda device: used[device])[:gpus])
+        picked = tuple(sorted(self.devices, key=lambda device: used[device])[:wanted])
         if self.at_once is not None:
             return picked if len(self.running) < self.at_once else None
         free = bool(picked) and not any(used[device] for device in picked)

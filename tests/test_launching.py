@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, run_cli
+from hydra.errors import HydraException
 
 from truthsteer import cli, launching, slurm, sources, submitting, sweeps, waiting
 from truthsteer.errors import TerminatedError, UserError
@@ -754,3 +755,11 @@ def test_a_process_counts_that_has_only_just_begun_but_not_one_that_has_ended(mo
             time.sleep(0.01)
         assert not sweeps._alive(str(process.pid), "submitit")
     assert not sweeps._alive(str(process.pid), "submitit")
+
+
+def test_a_misspelt_key_of_the_launcher_is_told_from_its_own():
+    said = cli.explain(HydraException("Could not override 'hydra.launcher.partiton'."))
+    assert said.startswith(
+        "'hydra.launcher.partiton' is not a key. Did you mean 'partition'? Those of hydra.launcher are: account, "
+    )
+    assert "at_once" in said

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -401,6 +402,14 @@ def _unknown(key: str) -> str:
         if parts[2] not in fields:
             return f"'{key}' is not a key. {did_you_mean(parts[2], fields)}{parts[1]} has {', '.join(fields[1:])}."
         return f"{key} needs that {parts[0]}, which is not chosen. Type {parts[0]}=[{parts[1]}] with it."
+    if key.startswith("hydra.launcher."):
+        from hydra_plugins.truthsteer_launcher import LocalConf, SlurmConf
+
+        known = sorted(
+            {field.name for launcher in (SlurmConf, LocalConf) for field in fields_of(launcher)} - {"_target_"}
+        )
+        guess = did_you_mean(key.removeprefix("hydra.launcher."), known)
+        return f"'{key}' is not a key. {guess}Those of hydra.launcher are: {', '.join(known)}."
     return f"'{key}' is not a key. {did_you_mean(key, all_keys())}`truthsteer --cfg job` lists them all."
 
 
